@@ -1,0 +1,1 @@
+"""The pipeline: a folder a stage, in the order fetch < vocab < features < train < evaluate < register."""

@@ -1,0 +1,76 @@
+"""Whole files or none: what a stage writes appears under its final name only when it is complete and on disk.
+
+Also here, because every stage needs them to name what it read: hashes of files, and where a path from params.yaml lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it to `path` when the block ends well, removes it when it does not.
+
+    The data is flushed to disk before the rename, so that a power cut leaves the old file or the new one, never half.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes `value` as readable JSON, keys in the order given. NaN and infinity are refused: no reader agrees on them."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file; a cut or damaged one is a ValueError that says which file, where it breaks and what to do."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size:,} bytes) is not whole JSON: {error}. Delete it and make or fetch it again."
+        ) from error
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits; reads it once, in pieces."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """One hash over everything that a result depends on: JSON-able values, and Paths, which count by their bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        value = sha256(part) if isinstance(part, Path) else json.dumps(part, sort_keys=True, ensure_ascii=False)
+        digest.update(value.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def repository() -> Path:
+    """The repository that the user works in. DVC runs `exp run --temp` and queued experiments in a copy of it and says
+    in DVC_ROOT where the original is; there lie the run store and everything outside git that params.yaml names."""
+    return Path(os.environ.get("DVC_ROOT", ".")).resolve()
+
+
+def named(path: str) -> Path:
+    """A path as params.yaml names it: absolute, `~`, or relative to the repository (not to a copy made for an experiment)."""
+    return repository() / Path(path).expanduser()

@@ -1,0 +1,11 @@
+"""Settings of vocab: which words of the training captions the captioner may use."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from stages.params import Section
+
+
+class Settings(Section):
+    min_count: int = Field(ge=1)
