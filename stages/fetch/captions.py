@@ -10,6 +10,7 @@ The file is COCO's captions format (https://cocodataset.org/#format-data), so th
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -118,7 +119,7 @@ def _check(picture: Picture, names: set[str], uncaptioned: bool) -> None:
 def write_captions(path: str | Path, pictures: Iterable[Picture], info: dict[str, Any]) -> None:
     """Writes pictures in the order given, one entry a line; captions are numbered from 1.
 
-    `info` says where they are from. The same pictures give the same bytes. Raises CaptionsError before anything is written.
+    `info` says where they are from. The same pictures give the same bytes. Raises CaptionsError before it writes.
     """
     images: list[str] = []
     annotations: list[str] = []
@@ -139,3 +140,8 @@ def write_captions(path: str | Path, pictures: Iterable[Picture], info: dict[str
 
 
 _line = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def ids_sha256(ids: Iterable[int]) -> str:
+    """A split's name that nobody can mistake: SHA-256 of its picture ids in order, one a line, as 64 hex digits."""
+    return hashlib.sha256("".join(f"{number}\n" for number in ids).encode()).hexdigest()

@@ -1,0 +1,38 @@
+"""How pictures get into data/P/pictures: packed there, or linked from where their archive lies already."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from stages.files import whole
+
+
+def pack(path: Path, pictures: Iterable[tuple[str, bytes]]) -> None:
+    """Writes (name, bytes) as a zip archive, stored as they are: pictures are compressed already.
+
+    The same pictures give the same bytes: no clock, owner or zip-program version gets in.
+    """
+    with whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in pictures:
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system, entry.external_attr = 3, 0o644 << 16
+            archive.writestr(entry, data)
+
+
+def link(path: Path, target: Path) -> None:
+    """Makes `path` a symbolic link to the archive `target`, replacing what was there: gigabytes are not copied."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.symlink_to(target.resolve(strict=True))
+    partial.replace(path)
+
+
+def keep_only(folder: Path, names: Iterable[str]) -> None:
+    """Removes files of an earlier source or a broken run: whatever archive lies in the folder counts as pictures."""
+    keep = set(names)
+    for path in folder.iterdir():
+        if path.name not in keep:
+            path.unlink()
