@@ -8,8 +8,8 @@ from stages.params import Section
 
 
 class Settings(Section):
-    beam: int = Field(ge=1, le=100)
-    length_penalty: float = Field(ge=0, le=2)
-    max_words: int = Field(ge=1, le=200)
+    beam: int | None = Field(ge=1, le=100)
+    length_penalty: float | None = Field(ge=0, le=2)
+    max_words: int | None = Field(ge=1, le=200)
     batch: int = Field(ge=1, le=65536)
     resamples: int = Field(ge=0, le=100_000)

@@ -27,6 +27,8 @@ class Settings(Section):
     label_smoothing: float = Field(ge=0, lt=1)
     average: float = Field(ge=0, lt=1)
     beam: int = Field(ge=1, le=100)
+    length_penalty: float = Field(ge=0, le=2)
+    max_words: int = Field(ge=1, le=200)
     val_pictures: int = Field(ge=1)
     checkpoint_minutes: float = Field(gt=0)
     precision: Literal["auto", "float32", "bfloat16"]

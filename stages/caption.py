@@ -1,0 +1,132 @@
+"""The command `caption PICTURE...`: a caption for every picture, by a trained model.
+
+caption photo.jpg                    one picture
+caption holiday/ '*.png'             folders (with what lies below) and globs
+find . -name '*.jpg' | caption -     a list of files, one a line
+caption --json --n 3 photo.jpg       one JSON object a picture, with the three best captions and their scores
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.fetch.pictures import MAX_BYTES, PictureError, decode
+from stages.rim import run
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(command)
+
+
+def command() -> None:
+    """Parses the command line, captions, and exits with 1 when a picture could not be captioned."""
+    options = parser().parse_args()
+    paths = list(expand(options.pictures, sys.stdin))
+    if not paths:
+        raise ValueError(
+            f"no picture in {', '.join(options.pictures)}: name files ({', '.join(sorted(SUFFIXES))}) or folders"
+        )
+    models = options.model or [find_model()]
+
+    from stages.evaluate.captioner import Captioner  # seconds of imports, after the command line is known to be right
+
+    captioner = Captioner.load(*models, device=options.device)
+    failed = 0
+    waiting = iter(paths)
+    while batch := list(islice(waiting, options.batch)):
+        read: list[tuple[Path, Image.Image]] = []
+        for path in batch:
+            try:
+                read.append((path, open_picture(path, captioner.preprocessing.size)))
+            except (PictureError, OSError) as error:
+                failed += 1
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                print(f"{path}: {reason}", file=sys.stderr)
+        captions = captioner.caption([picture for _, picture in read], beam=options.beam, n=options.n)
+        for (path, _), best in zip(read, captions, strict=True):
+            if options.json:
+                shown = [{"caption": caption.text, "score": round(caption.score, 4)} for caption in best]
+                record = {
+                    "picture": str(path),
+                    **shown[0],
+                    "captions": shown,
+                    "models": [str(model) for model in models],
+                }
+                print(json.dumps(record, ensure_ascii=False), flush=True)
+            else:
+                for caption in best:
+                    print(f"{path}: {caption.text}" if len(paths) > 1 else caption.text, flush=True)
+    if failed:
+        sys.exit(1)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    description, examples = (__doc__ or "").split("\n", 1)
+    found = argparse.ArgumentParser(
+        "caption", description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder, glob, or - for a list on stdin")
+    found.add_argument("--model", action="append", metavar="FILE", help="a captioner.safetensors; several vote")
+    found.add_argument("--beam", type=positive, metavar="N", help="captions kept while decoding (default: the model's)")
+    found.add_argument("--n", type=positive, default=1, metavar="N", help="captions shown of each picture")
+    found.add_argument("--batch", type=positive, default=16, metavar="N", help="pictures captioned together")
+    found.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    found.add_argument("--json", action="store_true", help="one JSON object a picture")
+    return found
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, at most 1,000: argparse turns the error into its message."""
+    number = int(text)
+    if not 1 <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"{text} must be between 1 and 1000")
+    return number
+
+
+def expand(arguments: Sequence[str], stdin: Iterable[str]) -> Iterator[Path]:
+    """Files as named, folders as the pictures below them, globs as what they match, - as the lines of stdin."""
+    for argument in arguments:
+        if argument == "-":
+            yield from (Path(line.rstrip("\n")) for line in stdin if line.strip())
+        elif Path(argument).is_dir():
+            yield from (path for path in sorted(Path(argument).rglob("*")) if path.suffix.lower() in SUFFIXES)
+        elif not Path(argument).exists() and glob.has_magic(argument):
+            found = glob.glob(argument, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+            yield from (Path(path) for path in sorted(found))
+        else:
+            yield Path(argument)
+
+
+def open_picture(path: Path, at_least: int) -> Image.Image:
+    """A picture file as RGB; sizes are checked before anything is decoded. Raises PictureError or OSError."""
+    if path.stat().st_size > MAX_BYTES:
+        raise PictureError(f"has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} allowed")
+    return decode(path.read_bytes(), at_least=at_least)
+
+
+def find_model() -> Path:
+    """The model to use when none is named, said on stderr: the newest trained on photographs, else the one that knows
+    drawn scenes only (models/sample). Looks below the current folder and where this project is installed from."""
+    for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
+        models = sorted((root / "models").glob("*/*.safetensors"), key=lambda path: -path.stat().st_mtime)
+        models.sort(key=lambda path: path.parent.name == "sample")
+        if models:
+            print(f"model: {models[0]}", file=sys.stderr)
+            return models[0]
+    raise ValueError(
+        "no model below models/: `dvc pull` brings trained ones, `dvc repro` trains one, --model FILE names one"
+    )

