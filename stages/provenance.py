@@ -1,0 +1,103 @@
+"""Where a result comes from: the commit, the code that differs from it, dvc.lock's md5 sums, the machine.
+
+Read from git, dvc.lock and the operating system; nothing here knows how it is recorded.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# What decides, beside settings and data, what a stage does. params.yaml and dvc.lock are not here: an experiment
+# changes both before anything is committed, and their contents are recorded value by value with the run.
+CODE = ("stages", "dvc.yaml", "pyproject.toml", "requirements.lock")
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "nltk", "pycocoevalcap", "safetensors", "dvc", "mlflow")
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """A file or folder as dvc.lock names it: path from the repository's root, md5 (ends in `.dir`: a folder), bytes."""
+
+    path: str
+    md5: str
+    bytes: int
+
+
+def commit() -> str:
+    """The commit that is checked out, 40 hex digits; "" where there is no git or no commit."""
+    return _git("rev-parse", "HEAD").strip()
+
+
+def changed_code() -> list[str]:
+    """Files of CODE, from the root, that differ from the commit; new files that git does not know count too."""
+    status = _git("status", "--porcelain", "-z", "--untracked-files=all", "--no-renames", "--", *CODE)
+    return [entry[3:] for entry in status.split("\0") if entry]
+
+
+def locked(path: str | Path = "dvc.lock") -> dict[str, dict[str, list[Tracked]]]:
+    """dvc.lock as {stage: {"deps": [...], "outs": [...]}}; {} where there is none.
+
+    While a stage runs under `dvc repro`, the stages before it are already in there with what they have just made.
+    """
+    try:
+        document: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        return {}
+    return {
+        stage: {
+            kind: [
+                Tracked(each["path"], each["md5"], each.get("size", 0)) for each in entry.get(kind, ()) if "md5" in each
+            ]
+            for kind in ("deps", "outs")
+        }
+        for stage, entry in document.get("stages", {}).items()
+    }
+
+
+def inputs(profile: str) -> list[Tracked]:
+    """The data that a model of `profile` is trained on: what the stages before train have written below data/."""
+    lock = locked()
+    outs = [out for stage in ("fetch", "vocab", "features") for out in lock.get(stage, {}).get("outs", ())]
+    return [out for out in outs if out.path.startswith(f"data/{profile}/")]
+
+
+def packages() -> str:
+    """Versions of what moves numbers: `python 3.11.2, torch 2.14.1, ...`."""
+    names = [("python", platform.python_version())]
+    for name in PACKAGES:
+        try:
+            names.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(f"{name} {version}" for name, version in names)
+
+
+def hardware() -> str:
+    """Processor, cores that this process may use, memory: `AMD EPYC 7B13, 2 cores, 7.8 GiB, Linux x86_64`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{_processor()}, {cores} cores, {memory:.1f} GiB, {platform.system()} {platform.machine()}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown processor"
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; "" where git is missing or refuses, since a model may be trained outside a repository."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
