@@ -5,35 +5,49 @@ Also here, because every stage needs them to name what it read: hashes of files,
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it to `path` when the block ends well, removes it when it does not.
+    """Yields a temporary path beside `path`; renames it to `path` if the block ends well, removes it if it does not.
 
     The data is flushed to disk before the rename, so that a power cut leaves the old file or the new one, never half.
+    Raises OSError that names `path` where its folder is read-only or the disk is full; what was there before stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.errno in FULL:
+            cure = "free some space"
+        elif error.errno in CLOSED and Path(str(error.filename)) in {partial, *partial.parents}:
+            cure = f"make {path.parent} writable"
+        else:
+            raise  # about another file, or about none
+        raise OSError(error.errno, f"{error.strerror}: {cure} and run again; not written", str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing was made where nothing can be made
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as readable JSON, keys in the order given. NaN and infinity are refused: no reader agrees on them."""
+    """Writes `value` as readable JSON, keys in the order given. Refuses NaN and infinity: readers disagree on them."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -72,5 +86,5 @@ def repository() -> Path:
 
 
 def named(path: str) -> Path:
-    """A path as params.yaml names it: absolute, `~`, or relative to the repository (not to a copy made for an experiment)."""
-    return repository() / Path(path).expanduser()
+    """A path as params.yaml names it: absolute, `~`, or relative to the repository, not to an experiment's copy."""
+    return repository() / Path(os.path.expanduser(path))  # noqa: PTH111 - Path's raises for an unknown user

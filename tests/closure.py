@@ -36,6 +36,7 @@ class Import:
     line: int
     name: str  # dotted, absolute; a path for strings that name files
     files: tuple[Path, ...]  # of this repository that it brings in, packages first; empty for foreign packages
+    quoted: bool = False  # a string, not a statement
 
 
 @cache
@@ -87,15 +88,15 @@ def _named(root: Path, path: Path, line: int, text: str) -> Iterator[Import]:
     if files := module_files(root, text):
         main = files[-1].with_name("__main__.py")  # `python -m stages.train` runs it
         runs = files[-1].name == "__init__.py" and main.is_file()
-        yield Import(line, text, (*files, main) if runs else files)
+        yield Import(line, text, (*files, main) if runs else files, quoted=True)
     for folder in (path.parent, root):
         file = folder / text
         if file.is_file() and file.resolve().is_relative_to(root / "stages"):
-            yield Import(line, text, (file.resolve(),))
+            yield Import(line, text, (file.resolve(),), quoted=True)
 
 
 def reached(root: Path, start: Path) -> list[Path]:
-    """All files of the repository that running `start` can run or read as code, sorted; `start` and its packages too."""
+    """All files of the repository that running `start` can run or read as code, itself included, sorted."""
     found: set[Path] = set()
     waiting = [start, *module_files(root, ".".join(start.relative_to(root).parent.parts))]
     while waiting:
