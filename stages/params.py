@@ -74,18 +74,18 @@ def _load(path: Path, mistakes: list[str]) -> dict[Any, Any]:
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
+        mistakes += _twice(node)  # before it is constructed: that folds merged keys (`<<`) in
         document = loader.construct_document(node) if node else None
     except FileNotFoundError:
         raise SettingsError(f"{path} is not here: run from the repository's root, where it lies") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2015-13-45
         raise SettingsError(f"{path} is not YAML: {error}") from error
-    if node is None or not isinstance(document, dict):
+    if not isinstance(document, dict):
         raise SettingsError(f"{path} must begin with `profile: NAME`, followed by a block of settings per profile")
-    mistakes += _twice(node)
     return document
 
 
-def _twice(node: yaml.Node, *above: str) -> Iterator[str]:
+def _twice(node: yaml.Node | None, *above: str) -> Iterator[str]:
     """Keys of a mapping that were given before in it, down to the keys of a section."""
     lines: dict[str, int] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) and len(above) < 3 else ():

@@ -105,7 +105,8 @@ def no_hidden_imports(root: Path) -> Iterator[str]:
             at = f"{file.relative_to(root)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path":
                 yield f"{at} touches sys.path"
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in hidden and file != root / "stages/params.py":
+            seen = file.is_relative_to(root / "stages") and file.name != "params.py"
+            if seen and isinstance(node, ast.Call) and ast.unparse(node.func) in hidden:
                 yield f"{at} calls {ast.unparse(node.func)}: what it loads cannot be seen"
 
 
@@ -264,7 +265,7 @@ RULES: list[Callable[[Path], Iterator[str]]] = [
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_this_repository_keeps(rule: Callable[[Path], Iterator[str]]) -> None:
-    broken = list(rule(REPOSITORY))
+    broken = dict.fromkeys(rule(REPOSITORY))  # each once, in order
     assert not broken, "\n" + "\n".join(broken)
 
 
