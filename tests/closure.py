@@ -8,8 +8,8 @@ list is computed: from stages/STAGE/__main__.py along every import (those inside
 of each package on the way, to files rather than folders: an edit of the downloader does not retrain a model that only
 reads captions with its neighbour.
 
-Also followed, because code reaches code by name: a string that is exactly a module (`torchrun -m "stages.train"`) or a
-file beside the module (`Path(__file__).with_name("page.html")`, the model-from-code file of register).
+Also followed, because code reaches code by name: a module after "-m" in the words of a command, and a string that is
+a file beside the module (`Path(__file__).with_name("page.html")`, the model-from-code file of register).
 
 One import is not followed: stages/params.py loads the settings.py of all stages by name, since params.yaml is checked
 as a whole. Those of other stages can refuse to run but hand nothing over (test_house.py holds them to that); the
@@ -19,10 +19,12 @@ stage's own settings.py is counted.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -78,21 +80,17 @@ def _imports(root: Path, path: Path) -> Iterator[Import]:
             for alias in node.names:
                 name = f"{source}.{alias.name}"
                 yield Import(node.lineno, name, module_files(root, name) or module_files(root, source))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from _named(root, path, node.lineno, node.value)
-
-
-def _named(root: Path, path: Path, line: int, text: str) -> Iterator[Import]:
-    if "." not in text or len(text) > 200 or not text.isprintable() or text.endswith((".", "/")):
-        return
-    if files := module_files(root, text):
-        main = files[-1].with_name("__main__.py")  # `python -m stages.train` runs it
-        runs = files[-1].name == "__init__.py" and main.is_file()
-        yield Import(line, text, (*files, main) if runs else files, quoted=True)
-    for folder in (path.parent, root):
-        file = folder / text
-        if file.is_file() and file.resolve().is_relative_to(root / "stages"):
-            yield Import(line, text, (file.resolve(),), quoted=True)
+        elif isinstance(node, ast.List | ast.Tuple | ast.Call):
+            words = [ast.unparse(word) for word in (node.args if isinstance(node, ast.Call) else node.elts)]
+            for before, word in pairwise(words):
+                if before == "'-m'" and (files := module_files(root, word.strip("'"))):
+                    main = files[-1].with_name("__main__.py")  # what `-m` runs of a package
+                    ran = (main,) if files[-1].name == "__init__.py" and main.is_file() else ()
+                    yield Import(node.lineno, word.strip("'"), files + ran, quoted=True)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[\w./-]+", node.value):
+            for file in (path.parent / node.value, root / node.value):
+                if file.is_file() and file.resolve().is_relative_to(root / "stages"):
+                    yield Import(node.lineno, node.value, (file.resolve(),), quoted=True)
 
 
 def reached(root: Path, start: Path) -> list[Path]:
