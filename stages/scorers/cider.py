@@ -71,5 +71,4 @@ class CiderD:
 
 def _sums(cell: Ints, values: Floats, rows: int) -> Floats:
     """Sums `values` by cell = row * 4 + order; (rows, 4)."""
-    sums: Floats = np.bincount(cell, weights=values, minlength=rows * ORDERS).reshape(rows, ORDERS)
-    return sums
+    return np.asarray(np.bincount(cell, values, rows * ORDERS), np.float64).reshape(rows, ORDERS)
