@@ -10,10 +10,18 @@ coco-caption and nltk's corpus_bleu. Where those two differ, this is what is don
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.scorers.ngrams import ORDERS, Ints, Matched, References
+
+
+def bleu(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> NDArray[np.float64]:
+    """BLEU-1..4, (4,), of one token list a picture against each picture's references."""
+    table = References(references)
+    return bleu_of(statistics(table.match(table.encode(captions), np.arange(len(captions))), table).sum(axis=0))
 
 
 def statistics(matched: Matched, references: References) -> Ints:
@@ -31,7 +39,7 @@ def statistics(matched: Matched, references: References) -> Ints:
     return np.hstack([lengths[:, None], closest, matches, ngrams])
 
 
-def bleu(totals: NDArray[np.number]) -> NDArray[np.float64]:
+def bleu_of(totals: NDArray[np.number]) -> NDArray[np.float64]:
     """BLEU-1..4, (..., 4), of summed statistics (..., 10)."""
     totals = np.asarray(totals, np.float64)
     words, reference_words = totals[..., 0], totals[..., 1]

@@ -7,6 +7,8 @@ scores 5,000 captions of a split or batches of sampled captions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,12 @@ from stages.scorers.ngrams import ORDERS, Ints, Matched, References, order_of
 
 Floats = NDArray[np.float64]
 SIGMA = 6.0
+
+
+def cider(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Floats:
+    """CIDEr-D of one token list a picture against each picture's references, (B,); the mean is the corpus's score."""
+    table = References(references)
+    return CiderD(table).score(table.encode(captions), np.arange(len(captions)))
 
 
 class CiderD:

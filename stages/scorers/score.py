@@ -64,7 +64,7 @@ class Scores:
 
 def metrics_of(sums: Floats, pictures: int) -> dict[str, Floats]:
     """Metrics of summed columns (..., C) of `pictures` pictures each; each (...)."""
-    values = {f"bleu_{n + 1}": column for n, column in enumerate(np.moveaxis(bleu.bleu(sums[..., :10]), -1, 0))}
+    values = {f"bleu_{n + 1}": column for n, column in enumerate(np.moveaxis(bleu.bleu_of(sums[..., :10]), -1, 0))}
     values |= {"rouge_l": sums[..., 10] / pictures, "cider": sums[..., 11] / pictures}
     return values | ({"meteor": meteor.meteor(sums[..., 12:])} if sums.shape[-1] > 12 else {})
 
