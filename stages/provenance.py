@@ -5,9 +5,11 @@ Read from git, dvc.lock and the operating system; nothing here knows how it is r
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -59,6 +61,26 @@ def locked(path: str | Path = "dvc.lock") -> dict[str, dict[str, list[Tracked]]]
         }
         for stage, entry in document.get("stages", {}).items()
     }
+
+
+def uncommitted(stages: Sequence[str], at: str = "HEAD") -> list[str]:
+    """What of the code that dvc.lock says `stages` ran is not, byte for byte, in the commit `at`; [] is what one wants.
+
+    Code that was changed, run and then committed as it was run is committed: nothing has to run again for it.
+    """
+    if not commit():
+        return ["there is no git commit"]
+    lock = locked()
+    if absent := [stage for stage in stages if stage not in lock]:
+        return [f"dvc.lock does not know {', '.join(absent)}"]
+    code = {dep.path: dep.md5 for stage in stages for dep in lock[stage]["deps"] if dep.path.endswith(".py")}
+    return [path for path, md5 in sorted(code.items()) if committed_md5(path, at) != md5]
+
+
+def committed_md5(path: str, at: str) -> str:
+    """md5 of a file's bytes in the commit `at`; "" where it is not in there."""
+    shown = subprocess.run(["git", "show", f"{at}:./{path}"], capture_output=True, check=False)
+    return hashlib.md5(shown.stdout, usedforsecurity=False).hexdigest() if shown.returncode == 0 else ""
 
 
 def inputs(profile: str) -> list[Tracked]:

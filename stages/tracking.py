@@ -31,6 +31,7 @@ from stages.provenance import Tracked
 
 if TYPE_CHECKING:  # importing mlflow takes seconds, so it waits until a run is opened
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
     from mlflow.entities import Run as Stored
 
 ROOT = "artifacts"  # the experiments' tag that holds the absolute path of mlartifacts/, as it was when they were made
@@ -51,7 +52,7 @@ def start(profile: str, params: Mapping[str, Any], device: str, run_id: str | No
 
     Raises StoreError, before any work is lost, when the store cannot be opened.
     """
-    with _problems_named():
+    with problems():
         client = store()
         experiment = _experiment(client, profile)
         _bury(client, spared=run_id)
@@ -71,6 +72,7 @@ def start(profile: str, params: Mapping[str, Any], device: str, run_id: str | No
             stored = _create(client, experiment, record)
         alive = _alive(stored.info.run_id)
         run = Run(client, stored, {"run_id": stored.info.run_id, **record}, "train", alive)
+        run.recall()
         run.catch_up()
         return run
 
@@ -85,7 +87,7 @@ def reopen(run_file: str | Path, stage: str, settings: Mapping[str, Any]) -> Run
     missing = {"run_id", "profile", "name", "started", "params", "tags", "inputs", "metrics"} - set(record)
     if missing:
         raise ValueError(f"{run_file} lacks {', '.join(sorted(missing))}: delete it and run `dvc repro train`")
-    with _problems_named():
+    with problems():
         client = store()
         experiment = _experiment(client, record["profile"])
         stored = _find(client, record["run_id"]) or _rebuilt(client, experiment, record["run_id"])
@@ -128,9 +130,11 @@ class Run:
         """Writes one point of each curve, in one call. None is left out. A (key, step) that is there stays as it is, so
         a resumed train hands over all rows of its checkpoint again and the store gets those it missed."""
         points = {key: float(value) for key, value in metrics.items() if value is not None}
-        row = {"step": step, "at": time.time(), **points}
-        self._record["metrics"].append(row)
-        self._send(row)
+        new = {key: value for key, value in points.items() if (key, step) not in self._written}
+        if new:
+            row = {"step": step, "at": time.time(), **new}
+            self._record["metrics"].append(row)
+            self._send(row)
 
     def score(self, card: Mapping[str, Any]) -> None:
         """Writes the numbers of a score card, nested as it is ({"test": {"cider": 0.9}} is test.cider); a new value
@@ -209,6 +213,13 @@ class Run:
         for row in self._record["metrics"]:
             self._send(row)
 
+    def recall(self) -> None:
+        """Takes the curves that the store has into the record: they were written before this process went on."""
+        rows: dict[int, dict[str, Any]] = {}
+        for (key, step), point in sorted(self._written.items(), key=lambda item: item[0][1]):
+            rows.setdefault(step, {"step": step, "at": point.timestamp / 1000})[key] = point.value
+        self._record["metrics"] = [*rows.values()]
+
     def _send(self, row: dict[str, Any]) -> None:
         """Writes the points of `row` that the store lacks, and of every earlier row that it did not take."""
         from mlflow.entities import Metric
@@ -223,13 +234,13 @@ class Run:
         with self._lasting():
             if points:
                 self._client.log_batch(self.id, metrics=list(points.values()))
-            self._written |= points.keys()
+            self._written |= points
             self._waiting.clear()
 
-    def _history(self) -> set[tuple[str, int]]:
-        """(key, step) of all points of curves that the store has."""
+    def _history(self) -> dict[tuple[str, int], Metric]:
+        """All points of curves that the store has, by (key, step)."""
         return {
-            (point.key, point.step)
+            (point.key, point.step): point
             for key in self._stored.data.metrics
             if not key.startswith(("test.", "val."))
             for point in self._client.get_metric_history(self.id, key)
@@ -239,7 +250,7 @@ class Run:
     def _lasting(self) -> Iterator[None]:
         """Keeps a stage working when the store fails: what it makes is worth more than the record of it."""
         try:
-            with _problems_named():
+            with problems():
                 yield
         except StoreError as problem:
             if not self._complained:
@@ -274,7 +285,7 @@ def uri() -> str:
 
 def store() -> MlflowClient:
     """The opened store; a SQLite database is created where there is none. Raises StoreError."""
-    with _problems_named():
+    with problems():
         return _open(uri())
 
 
@@ -346,7 +357,7 @@ def _follow(database: Path) -> None:
 
 
 @contextmanager
-def _problems_named() -> Iterator[None]:
+def problems() -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -358,6 +369,24 @@ def _problems_named() -> Iterator[None]:
             f"The MLflow store {uri()} failed: {reason} "
             f"(MLFLOW_TRACKING_URI says where it is; unset, it is mlflow.db in the repository's root)"
         ) from error
+
+
+def package(folder: Path, code: Path, artifacts: Mapping[str, Path], example: Any, requirements: Sequence[str]) -> None:
+    """Writes into the new `folder` an MLflow model whose code is the file `code` (models from code: nothing is pickled)
+    and a copy of this project's modules; `example` is run through it, and its signature comes from its type hints."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow.pyfunc
+
+    logging.getLogger("mlflow.models").setLevel(logging.WARNING)
+    with problems():
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(code),
+            artifacts={name: str(path) for name, path in artifacts.items()},
+            code_paths=[str(Path(__file__).parent)],
+            input_example=example,
+            pip_requirements=list(requirements),
+        )
 
 
 # --- runs in it -------------------------------------------------------------------------------------------------------
@@ -478,7 +507,7 @@ def _provenance() -> dict[str, str]:
         "hardware": provenance.hardware(),
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
         "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
-        "mlflow.source.name": "stages.train",  # these two have columns of their own in the interface
+        "mlflow.source.name": "train",  # these two have columns of their own in the interface
         "mlflow.source.git.commit": provenance.commit(),
     }
     return {key: value for key, value in tags.items() if value}
