@@ -47,6 +47,12 @@ class Coco(Section):
     split: Literal["official", "karpathy"]
     limit: int | None = Field(ge=1)
     seed: int = Field(ge=0)
+    base_url: str = Field(min_length=1)
+    karpathy: str = Field(min_length=1)
+    images: str | None = Field(min_length=1)
+    annotations: str | None = Field(min_length=1)
+    connections: int = Field(ge=1, le=32)
+    expect: Literal["official", "own"]
 
 
 Settings = Annotated[Drawn | Flickr8k | Folder | Coco, Field(discriminator="source")]

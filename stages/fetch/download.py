@@ -1,0 +1,217 @@
+"""One file from elsewhere, whole and right, or not there at all.
+
+    train2017.zip                     only when size and md5 are right
+    train2017.zip.cced6f7f.partial    what has arrived, without a gap from the first byte on; named after its md5
+    .train2017.zip.checked            size and time of the file whose md5 was taken, so that it is not read again
+    .train2017.zip.lock               which process is at work on it
+
+Several connections fetch a segment each; segments are hashed and written in their order, so that a partial file needs
+no list of what it holds. Killed, it goes on at the partial file's end, after reading that file once for the hash; what
+other connections had in hand beyond it (at most 2 * connections * SEGMENT) comes again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial as bound
+from pathlib import Path
+from queue import Queue
+from types import TracebackType
+
+import zc.lockfile  # type: ignore[import-untyped]
+from tqdm import tqdm
+
+from stages.fetch.remote import PIECE, SEGMENT, Patience, Remote, in_order
+from stages.files import read_json, write_json
+
+
+class DownloadError(ValueError):
+    """A file is not, or did not become, the one expected; the message names both and the cure."""
+
+
+def download(
+    url: str,
+    path: Path,
+    md5: str | None = None,
+    size: int | None = None,
+    connections: int = 4,
+    patience: Patience | None = None,
+) -> str:
+    """Has the file at `url` lie at `path`, whole and right, and returns its md5. One that is there is only checked.
+
+    Without `md5`, the size that the server names is all there is to compare with. Raises DownloadError, or RemoteError
+    where the server does not deliver; what has arrived by then is kept for the next call.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone(path):
+        if path.exists():
+            return check(path, memory(path), md5, size)
+        remote = Remote(url, patience)
+        if size is not None and remote.size not in (None, size):
+            raise DownloadError(f"{remote.name} has {remote.size:,} bytes, expected {size:,}: it is another file")
+        partial = partial_path(path, url, md5)
+        for last in (False, True):
+            found = _fetch(remote, partial, path.name, connections)
+            if md5 in (None, found):
+                partial.replace(path)
+                _remember(path, memory(path), found)
+                return found
+            partial.unlink()  # more bytes would not make it right
+            if not last:
+                print(f"{path.name} came with md5 {found}, expected {md5}: once more from its start", file=sys.stderr)
+        raise DownloadError(
+            f"{remote.name} came with md5 {found}, expected {md5}, twice: the server has another file, or something "
+            "on the way changes it"
+        )
+
+
+def check(path: Path, memory: Path, md5: str | None = None, size: int | None = None) -> str:
+    """Returns a file's md5, or raises DownloadError where it or the size is not the one expected.
+
+    `memory` is a small file that remembers the md5 for as long as the file keeps its place, size and time.
+    """
+    there = path.stat().st_size
+    if size is not None and there != size:
+        raise DownloadError(f"{path} has {there:,} bytes, expected {size:,}: delete it and run `dvc repro fetch`")
+    found = _remembered(path, memory)
+    if found is None:
+        found = _hash(path)
+        _remember(path, memory, found)
+    if md5 not in (None, found):
+        raise DownloadError(f"{path} has md5 {found}, expected {md5}: delete it and run `dvc repro fetch`")
+    return found
+
+
+def memory(path: Path) -> Path:
+    """Where a downloaded file's md5 is remembered."""
+    return path.with_name(f".{path.name}.checked")
+
+
+def partial_path(path: Path, url: str, md5: str | None) -> Path:
+    """What has arrived of a file that will be `path`. Another md5 (without one, another url) is another file."""
+    expected = md5 or hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
+    return path.with_name(f"{path.name}.{expected[:8]}.partial")
+
+
+def make_sure_of_room(folder: Path, missing: dict[str, int]) -> None:
+    """Raises DownloadError unless the disk of `folder` has room for all that is missing (bytes by name)."""
+    free, needed = shutil.disk_usage(folder).free, sum(missing.values())
+    if needed > free:
+        raise DownloadError(
+            f"{folder} has {free:,} bytes free and {', '.join(missing)} needs {needed:,} more: make room there"
+        )
+
+
+def _fetch(remote: Remote, partial: Path, name: str, connections: int) -> str:
+    """Adds to the partial file what is missing, and returns the md5 of all of it."""
+    done = partial.stat().st_size if partial.exists() else 0
+    if remote.size is None or done > remote.size:
+        partial.unlink(missing_ok=True)
+        done = 0
+    make_sure_of_room(partial.parent, {name: (remote.size or 0) - done})
+    bar = tqdm(desc=name, total=remote.size, initial=done, unit="B", unit_scale=True, disable=None)
+    with bar, _Hash() as digest, partial.open("a+b") as file:
+        file.seek(0)
+        while piece := file.read(PIECE):
+            digest.update(piece)
+        try:
+            for piece in _pieces(remote, done, connections):
+                file.write(piece)
+                digest.update(piece)
+                bar.update(len(piece))
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise DownloadError(f"{partial}: the disk is full at {file.tell():,} bytes: make room there") from error
+            raise
+    return digest.hexdigest()
+
+
+def _pieces(remote: Remote, start: int, connections: int) -> Iterator[bytes]:
+    """Bytes from `start` to the end, in order, over as many connections as are worth it."""
+    if remote.size is None or not remote.ranged:
+        yield from remote.stream(start)
+        return
+    starts = range(start, remote.size, SEGMENT)
+    jobs = (bound(remote.stream, at, min(at + SEGMENT, remote.size)) for at in starts)
+    yield from in_order(jobs, connections)
+
+
+class _Hash:
+    """md5 in a thread of its own, beside receiving and writing: it is the slowest of the three."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.md5(usedforsecurity=False)
+        self._waiting: Queue[bytes | None] = Queue(maxsize=64)
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def _work(self) -> None:
+        while (piece := self._waiting.get()) is not None:
+            self._digest.update(piece)
+
+    def __enter__(self) -> _Hash:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+
+    def update(self, piece: bytes) -> None:
+        self._waiting.put(piece)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keeps other processes from the same file. Raises DownloadError that names the one that has it."""
+    place = path.with_name(f".{path.name}.lock")
+    try:
+        lock = zc.lockfile.LockFile(place, content_template="process {pid} on {hostname}")
+    except zc.lockfile.LockError:
+        owner = place.read_text().strip() or "another process"
+        raise DownloadError(
+            f"{path} is being downloaded by {owner}: wait until it is through, then run again"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    bar = tqdm(desc=f"md5 of {path.name}", total=path.stat().st_size, unit="B", unit_scale=True, disable=None)
+    with bar, path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            bar.update(len(piece))
+    return digest.hexdigest()
+
+
+def _identity(path: Path) -> dict[str, str | int]:
+    state = path.stat()
+    return {"path": str(path.resolve()), "bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
+
+
+def _remember(path: Path, memory: Path, md5: str) -> None:
+    write_json(memory, {**_identity(path), "md5": md5})
+
+
+def _remembered(path: Path, memory: Path) -> str | None:
+    if not memory.exists():
+        return None
+    known = read_json(memory)
+    return str(known.pop("md5")) if {**known, "md5": None} == {**_identity(path), "md5": None} else None
