@@ -9,6 +9,7 @@ A third encoder is one class here and its name in settings.py.
 from __future__ import annotations
 
 import hashlib
+import socket
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
@@ -124,6 +125,8 @@ class ResNet50(Encoder):
         }
         if weights not in known:
             return read_state(named(weights), f"{', '.join(known)}, or a local state dict")
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(60)  # seconds; torch.hub itself would wait for a silent server for ever
         try:
             return known[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
         except (URLError, TimeoutError, ConnectionError) as error:
@@ -133,6 +136,8 @@ class ResNet50(Encoder):
             ) from error
         except RuntimeError as error:  # torch.hub's word for a wrong hash
             raise ValueError(f"weights: {weights}: {error}: delete what was downloaded and try again") from error
+        finally:
+            socket.setdefaulttimeout(patience)
 
     def grid(self, pictures: Tensor) -> Tensor:
         body = self.body
