@@ -21,7 +21,7 @@ from stages.scorers.ngrams import ORDERS, Ints, Matched, References
 def bleu(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> NDArray[np.float64]:
     """BLEU-1..4, (4,), of one token list a picture against each picture's references."""
     table = References(references)
-    return bleu_of(statistics(table.match(table.encode(captions), np.arange(len(captions))), table).sum(axis=0))
+    return bleu_of(statistics(table.match_each(captions), table).sum(axis=0))
 
 
 def statistics(matched: Matched, references: References) -> Ints:

@@ -21,7 +21,7 @@ SIGMA = 6.0
 def cider(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Floats:
     """CIDEr-D of one token list a picture against each picture's references, (B,); the mean is the corpus's score."""
     table = References(references)
-    return CiderD(table).score(table.encode(captions), np.arange(len(captions)))
+    return CiderD(table).of(table.match_each(captions))
 
 
 class CiderD:

@@ -100,6 +100,12 @@ class References:
         """The place of each fingerprint in `self.keys`, -1 where it is not there."""
         return _search(self.keys, keys)
 
+    def match_each(self, captions: Sequence[Sequence[str]]) -> Matched:
+        """Matches one token list a picture, in the pictures' order."""
+        if len(captions) != self.pictures:
+            raise ValueError(f"{len(captions)} captions for {self.pictures} pictures: one for each is needed")
+        return self.match(self.encode(captions), np.arange(self.pictures))
+
     def match(self, ids: Ints, pictures: Ints) -> Matched:
         """Counts the n-grams of captions `ids` (B, T) and finds them in the references of `pictures` (B,)."""
         counted = count(ids)

@@ -26,6 +26,16 @@ class ScoreError(ValueError):
     """These captions cannot be scored against these references; the message says which and why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much one set of captions is better than another in a metric."""
+
+    value: float
+    low: float  # ends of the 95% interval; noise explains a difference whose interval holds 0
+    high: float
+    better: float  # share of resamples in which it is better
+
+
 @dataclass(frozen=True)
 class Scores:
     """What a set of captions scores. Metrics are fractions (0.25, not 25), CIDEr-D as coco-caption prints it (0 to 10).
@@ -56,6 +66,33 @@ class Scores:
         """Every metric of each picture on its own, (N,); BLEU of one caption is coarse, 0 where no 4-gram matches."""
         return metrics_of(self.columns(), 1)
 
+    def difference(self, other: Scores, resamples: int, seed: int) -> dict[str, Difference]:
+        """How much better these captions are than `other`'s of the same pictures: self - other, paired over pictures.
+
+        Raises ScoreError where pictures or references are not the same.
+        """
+        mine, theirs = self.references, other.references
+        same = np.array_equal(mine.lengths, theirs.lengths) and np.array_equal(mine.frequency, theirs.frequency)
+        if self.pictures != other.pictures or not same:
+            raise ScoreError(
+                f"{len(self.pictures):,} and {len(other.pictures):,} pictures, or their references, are not the same:"
+                " a difference is paired over pictures that both have captioned"
+            )
+        count = len(self.pictures)
+        ours, others = (metrics_of(each.columns().sum(axis=0), count) for each in (self, other))
+        resampled, against = (
+            metrics_of(bootstrap.resampled_sums(each.columns(), resamples, seed), count) for each in (self, other)
+        )
+        return {
+            name: Difference(
+                float(ours[name] - others[name]),
+                *bootstrap.interval(resampled[name] - against[name]),
+                float(np.mean(resampled[name] > against[name])),
+            )
+            for name in METRICS
+            if name in ours and name in others
+        }
+
     def intervals(self, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
         """The 95% bootstrap interval over pictures of every metric that there is."""
         values = metrics_of(bootstrap.resampled_sums(self.columns(), resamples, seed), len(self.pictures))
@@ -76,62 +113,80 @@ def score(captions: Mapping[int, str], references: Mapping[int, Sequence[str]], 
     in a text. `<unk>` in a caption is scored as the word it is, which no reference has. Warns once where METEOR cannot
     be had (`with_meteor=False` leaves it out without asking; it takes 2 ms a picture).
     """
-    check(captions, references)
-    pictures = tuple(sorted(captions))
-    # A fraction such as `1 1/2` is one token with a hard blank in it; coco-caption's BLEU and CIDEr see two words.
-    tokens = [tokenize(captions[picture]) for picture in pictures]
-    reference_tokens = [[tokenize(text) for text in references[picture]] for picture in pictures]
-    table = References([[_words(each) for each in own] for own in reference_tokens])
-    matched = table.match(table.encode([_words(each) for each in tokens]), np.arange(len(pictures)))
-    owner = np.repeat(np.arange(len(pictures)), table.per_picture)
-    flat = [each for own in reference_tokens for each in own]
-    meteor_statistics, no_meteor = None, None if with_meteor else "it was not asked for"
-    if with_meteor:
-        try:
-            meteor_statistics = meteor.statistics(tokens, reference_tokens)
-        except meteor.MeteorUnavailable as error:
-            no_meteor = str(error)
-            warnings.warn(f"METEOR is left out: {no_meteor}", stacklevel=2)  # Python shows the same warning once
-    return Scores(
-        pictures,
-        tokens,
-        table,
-        bleu.statistics(matched, table),
-        rouge_l(table.encode(tokens), table.encode(flat), owner),
-        CiderD(table).of(matched),
-        meteor_statistics,
-        no_meteor,
-    )
+    return Judge(references).score(captions, with_meteor=with_meteor)
 
 
-def check(captions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> None:
-    """Raises ScoreError unless both hold the same pictures, each has references, and no special token is left."""
-    if not references:
-        raise ScoreError("there are no references to score against")
-    missing, extra = sorted(references.keys() - captions.keys()), sorted(captions.keys() - references.keys())
-    if missing or extra:
-        told = [
-            f"{len(ids):,} pictures have {what} ({', '.join(map(str, ids[:5]))}{', ...' if len(ids) > 5 else ''})"
-            for ids, what in ((missing, "references and no caption"), (extra, "a caption and no references"))
-            if ids
-        ]
-        raise ScoreError(
-            f"{' and '.join(told)}: a score counts only over all {len(references):,} pictures of its split; caption the"
-            " missing ones and take out the others"
+class Judge:
+    """The references of a split, made ready once to score several sets of captions."""
+
+    def __init__(self, references: Mapping[int, Sequence[str]]) -> None:
+        """`references`: the raw texts of each picture, by its id. Raises ScoreError as `score` does."""
+        if not references:
+            raise ScoreError("there are no references to score against")
+        if bare := sorted(picture for picture, texts in references.items() if not texts):
+            raise ScoreError(f"{len(bare):,} pictures have no references ({_some(bare)})")
+        for picture, own in references.items():
+            for text in own:
+                _no_special("reference", picture, text)
+        self.pictures = tuple(sorted(references))
+        self._tokens = [[tokenize(text) for text in references[picture]] for picture in self.pictures]
+        self._table = References([[_words(tokens) for tokens in own] for own in self._tokens])
+        self._cider = CiderD(self._table)
+        self._flat = self._table.encode([tokens for own in self._tokens for tokens in own])
+        self._owner = np.repeat(np.arange(len(self.pictures)), self._table.per_picture)
+
+    def score(self, captions: Mapping[int, str], *, with_meteor: bool = True) -> Scores:
+        """Scores one raw caption for each of the pictures. Raises and warns as `score` does."""
+        self._check(captions)
+        tokens = [tokenize(captions[picture]) for picture in self.pictures]
+        matched = self._table.match_each([_words(each) for each in tokens])
+        meteor_statistics, no_meteor = None, None if with_meteor else "it was not asked for"
+        if with_meteor:
+            try:
+                meteor_statistics = meteor.statistics(tokens, self._tokens)
+            except meteor.MeteorUnavailable as error:
+                no_meteor = str(error)
+                warnings.warn(f"METEOR is left out: {no_meteor}", stacklevel=2)  # Python shows the same warning once
+        return Scores(
+            self.pictures,
+            tokens,
+            self._table,
+            bleu.statistics(matched, self._table),
+            rouge_l(self._table.encode(tokens), self._flat, self._owner),
+            self._cider.of(matched),
+            meteor_statistics,
+            no_meteor,
         )
-    if bare := sorted(picture for picture, texts in references.items() if not texts):
-        raise ScoreError(f"{len(bare):,} pictures have no references ({', '.join(map(str, bare[:5]))})")
-    for what, texts in (
-        ("caption", captions.items()),
-        ("reference", ((picture, text) for picture, own in references.items() for text in own)),
-    ):
-        for picture, text in texts:
-            if found := SPECIAL.search(text):
-                raise ScoreError(
-                    f"the {what} {text!r} of picture {picture} holds the special token {found[0]}: it would be counted"
-                    " as a word; take such tokens out before scoring"
-                )
+
+    def _check(self, captions: Mapping[int, str]) -> None:
+        missing = [picture for picture in self.pictures if picture not in captions]
+        extra = sorted(captions.keys() - set(self.pictures))
+        if missing or extra:
+            told = [
+                f"{len(ids):,} pictures have {what} ({_some(ids)})"
+                for ids, what in ((missing, "references and no caption"), (extra, "a caption and no references"))
+                if ids
+            ]
+            raise ScoreError(
+                f"{' and '.join(told)}: a score counts only over all {len(self.pictures):,} pictures of its split;"
+                " caption the missing ones and take out the others"
+            )
+        for picture in self.pictures:
+            _no_special("caption", picture, captions[picture])
+
+
+def _no_special(what: str, picture: int, text: str) -> None:
+    if found := SPECIAL.search(text):
+        raise ScoreError(
+            f"the {what} {text!r} of picture {picture} holds the special token {found[0]}: it would be counted as a"
+            " word; take such tokens out before scoring"
+        )
+
+
+def _some(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
 
 
 def _words(tokens: Sequence[str]) -> list[str]:
+    """A fraction such as `1 1/2` is one token with a hard blank in it; coco-caption's BLEU and CIDEr see two words."""
     return [word for token in tokens for word in token.split()]
