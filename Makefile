@@ -18,7 +18,7 @@ READY = .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test format check lock ui
+.PHONY: help run test format check deps lock ui
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile
@@ -40,6 +40,9 @@ check: $(READY) ## say whether dvc.lock fits code and settings; runs no stage an
 	@.venv/bin/dvc repro --dry --allow-missing > .venv/dry.log || { cat .venv/dry.log; exit 1; }
 	@! grep 'Running stage' .venv/dry.log || { echo 'dvc.lock does not fit: `make run`, then commit it' >&2; exit 1; }
 	@echo 'dvc.lock fits code and settings'
+
+deps: $(READY) ## write into dvc.yaml which files each stage imports
+	.venv/bin/python tests/closure.py
 
 ui: $(READY) ## open the record of all runs on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=$${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false} .venv/bin/mlflow ui --workers 1

@@ -1,6 +1,7 @@
 """The code that a stage's result depends on, read from the sources without running them.
 
-    python tests/closure.py [STAGE ...]      prints the code lines of `deps:` for dvc.yaml
+    python tests/closure.py STAGE ...      prints them
+    make deps                              writes them into dvc.yaml, as the code lines of `deps:`
 
 DVC reruns a stage when a listed dependency changes and never looks at what the code imports; a module left out of
 `deps:` can change without anything being rerun (treeverse/dvc#9195), one too many retrains a model for nothing. So the
@@ -114,6 +115,24 @@ def closure(stage: str, root: Path = REPOSITORY) -> list[str]:
     return sorted(file.relative_to(root).as_posix() for file in files)
 
 
+def with_deps(text: str, root: Path = REPOSITORY) -> str:
+    """The text of dvc.yaml with the code lines of every `deps:` made new, after its data; all else as it was."""
+    lines: list[str] = []
+    stage, code = "", []
+    for line in [*text.splitlines(), ""]:
+        if code and not line.startswith("      "):
+            lines, code = lines + code, []
+        if named := re.match(r"  (\w+):", line):
+            stage = named[1]
+        if re.match(r"    deps:", line):
+            line, code = "    deps:", [f"      - {file}" for file in closure(stage, root)]
+        if not line.startswith("      - stages/"):
+            lines.append(line)
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    for wanted in sys.argv[1:] or STAGES:
+    for wanted in sys.argv[1:]:
         print(f"  {wanted}:\n    deps:", *(f"      - {file}" for file in closure(wanted)), sep="\n")
+    if not sys.argv[1:]:
+        (REPOSITORY / "dvc.yaml").write_text(with_deps((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8")))

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from closure import REPOSITORY, STAGES, closure, imports, reached, tree
+from closure import REPOSITORY, STAGES, closure, imports, reached, tree, with_deps
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -372,6 +372,19 @@ def test_a_planted_mistake_is_found(
     forget()
     found = list(rule(house))
     assert any(sentence in told for told in found) if sentence else not found, found
+
+
+def test_what_make_deps_writes_is_what_the_rule_asks_for(house: Path) -> None:
+    """Out of a dvc.yaml with no code, too much code and wrong code; comments, data and outputs stay as they were."""
+    good = (house / "dvc.yaml").read_text().replace("    deps:\n    - ", "    deps:\n      - ")
+    good = re.sub(r"^    - ", "      - ", good, flags=re.MULTILINE).replace("  vocab:", "  # words\n  vocab:")
+    bare = re.sub(r" +- stages/.*\n", "", good).replace("    deps:\n    outs", "    deps: []\n    outs")
+    wrong = good.replace("      - stages/params.py\n", "      - stages/gone.py\n      - stages/scorers\n")
+    assert bare != good != wrong
+    for text in (good, bare, wrong):
+        (house / "dvc.yaml").write_text(with_deps(text, house))
+        assert list(dvc_lists_what_the_code_needs(house)) == []
+        assert (house / "dvc.yaml").read_text() == good
 
 
 PLANTED_IN_DVC = [
