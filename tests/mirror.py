@@ -38,7 +38,7 @@ class Fault:
     """What goes wrong with one answer.
 
     cut, reset, stall: after `at` bytes of the body the connection is closed, reset, or silent for half a second.
-    status: answers with the number `at`. trickle: pieces of `at` bytes. wrong: the byte at `at` is another.
+    status: answers with the number `at` (429: and `Retry-After: 3`). trickle: pieces of `at` bytes. wrong: the byte at `at` is another.
     whole: answers a Range request with all of the file, as a server without Range does. shifted: with another range.
     length: Content-Length is `at` bytes more than the truth. redirect: to the same file, `at` times in a row.
     """
@@ -108,7 +108,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             left = fault.at if fault.kind == "redirect" else hops - 1
             return self._empty(302, Location=f"{url.path}?{left}" if left else url.path)
         if fault.kind == "status":
-            return self._empty(fault.at)
+            return self._empty(fault.at, **({"Retry_After": "3"} if fault.at == 429 else {}))
         file = (self.server.folder / url.path.lstrip("/")).resolve()
         if not file.is_file() or not file.is_relative_to(self.server.folder.resolve()):
             return self._empty(404)
