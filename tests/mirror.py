@@ -37,8 +37,9 @@ VAL = 24  # of the 80 pictures; Karpathy's split makes a third each of val, test
 class Fault:
     """What goes wrong with one answer.
 
-    cut, reset, stall: after `at` bytes of the body the connection is closed, reset, or silent for half a second.
-    status: answers with the number `at` (429: and `Retry-After: 3`). trickle: pieces of `at` bytes. wrong: the byte at `at` is another.
+    cut, reset, stall: after `at` bytes of the body the connection is closed, reset, or silent for a while.
+    status: answers with the number `at` (429: and `Retry-After: 3`). trickle: pieces of `at` bytes.
+    wrong: the byte at `at` is another.
     whole: answers a Range request with all of the file, as a server without Range does. shifted: with another range.
     length: Content-Length is `at` bytes more than the truth. redirect: to the same file, `at` times in a row.
     """
@@ -66,6 +67,7 @@ class Mirror(http.server.ThreadingHTTPServer):
         self.folder = folder
         self.faults: defaultdict[str, list[Fault | None]] = defaultdict(list)
         self.requests: list[Request] = []
+        self.silence = 0.5  # seconds of a stall
         self.guard = threading.Lock()
 
     @property
@@ -142,7 +144,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if fault.kind in ("cut", "reset", "stall") and fault.at < stop - start:
                 self.connection.sendfile(opened, start, fault.at) if fault.at else None
                 if fault.kind == "stall":
-                    time.sleep(0.5)
+                    time.sleep(self.server.silence)
                 if fault.kind == "reset":
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     self.connection.close()

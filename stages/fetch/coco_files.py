@@ -278,6 +278,7 @@ class _Archive:
                 done += 1
             for name, data in zip(names[done:], self.archive.read(names[done:], connections), strict=True):
                 file.write(data)
+                file.flush()
                 yield name, data
 
 

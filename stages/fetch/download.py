@@ -124,9 +124,9 @@ def _fetch(remote: Remote, partial: Path, name: str, connections: int) -> str:
         try:
             for piece in _pieces(remote, done, connections):
                 file.write(piece)
+                file.flush()  # out of the process, so that a kill does not take it along
                 digest.update(piece)
                 bar.update(len(piece))
-            file.flush()
             os.fsync(file.fileno())
         except OSError as error:
             if error.errno == errno.ENOSPC:
