@@ -32,6 +32,9 @@ class Tracked:
     bytes: int
 
 
+Lock = dict[str, dict[str, list[Tracked]]]  # stage -> "deps" or "outs" -> what dvc.lock says of them
+
+
 def commit() -> str:
     """The commit that is checked out, 40 hex digits; "" where there is no git or no commit."""
     return _git("rev-parse", "HEAD").strip()
@@ -43,7 +46,7 @@ def changed_code() -> list[str]:
     return [entry[3:] for entry in status.split("\0") if entry]
 
 
-def locked(path: str | Path = "dvc.lock") -> dict[str, dict[str, list[Tracked]]]:
+def locked(path: str | Path = "dvc.lock") -> Lock:
     """dvc.lock as {stage: {"deps": [...], "outs": [...]}}; {} where there is none.
 
     While a stage runs under `dvc repro`, the stages before it are already in there with what they have just made.
@@ -63,17 +66,16 @@ def locked(path: str | Path = "dvc.lock") -> dict[str, dict[str, list[Tracked]]]
     }
 
 
-def uncommitted(stages: Sequence[str], at: str = "HEAD") -> list[str]:
-    """What of the code that dvc.lock says `stages` ran is not, byte for byte, in the commit `at`; [] is what one wants.
+def uncommitted(stages: Sequence[str], lock: Lock, at: str = "HEAD") -> list[str]:
+    """What of the code that `lock` says `stages` ran is not, byte for byte, in the commit `at`; [] is what one wants.
 
     Code that was changed, run and then committed as it was run is committed: nothing has to run again for it.
     """
     if not commit():
         return ["there is no git commit"]
-    lock = locked()
     if absent := [stage for stage in stages if stage not in lock]:
         return [f"dvc.lock does not know {', '.join(absent)}"]
-    code = {dep.path: dep.md5 for stage in stages for dep in lock[stage]["deps"] if dep.path.endswith(".py")}
+    code = {dep.path: dep.md5 for stage in stages for dep in lock[stage]["deps"] if dep.path.startswith("stages/")}
     return [path for path, md5 in sorted(code.items()) if committed_md5(path, at) != md5]
 
 

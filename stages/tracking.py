@@ -18,6 +18,7 @@ import os
 import sqlite3
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
@@ -60,7 +61,7 @@ def start(profile: str, params: Mapping[str, Any], device: str, run_id: str | No
             "profile": profile,
             "name": _name(params),
             "started": time.time(),
-            "params": dict(_flat({stage: params[stage] for stage in TRAINED if stage in params})),
+            "params": dict(flat({stage: params[stage] for stage in TRAINED if stage in params})),
             "tags": {**_provenance(), "profile": profile, "device": device},
             "inputs": [[each.path, each.md5, each.bytes] for each in provenance.inputs(profile)],
             "metrics": [],
@@ -99,7 +100,7 @@ def reopen(run_file: str | Path, stage: str, settings: Mapping[str, Any]) -> Run
         if stored.info.status != "FINISHED":
             client.set_terminated(run.id, "FINISHED", _milliseconds(record.get("ended", time.time())))
         now = {"commit": provenance.commit() or "none", "code": _code()}
-        run.tag(dict(_flat({stage: {**settings, **now}})))
+        run.tag(dict(flat({stage: {**settings, **now}})))
         return run
 
 
@@ -378,7 +379,8 @@ def package(folder: Path, code: Path, artifacts: Mapping[str, Path], example: An
     import mlflow.pyfunc
 
     logging.getLogger("mlflow.models").setLevel(logging.WARNING)
-    with problems():
+    with problems(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that MLflow does not check inputs hinted as Any: the model does
         mlflow.pyfunc.save_model(
             folder,
             python_model=str(code),
@@ -410,6 +412,12 @@ def _experiment(client: MlflowClient, name: str) -> str:
         raise
 
 
+def find(run_id: str) -> Stored | None:
+    """The run with this id as MLflow holds it; None where the store does not know it."""
+    with problems():
+        return _find(store(), run_id)
+
+
 def _create(client: MlflowClient, experiment: str, record: dict[str, Any], **tags: str) -> Stored:
     return client.create_run(
         experiment,
@@ -420,7 +428,7 @@ def _create(client: MlflowClient, experiment: str, record: dict[str, Any], **tag
 
 
 def _find(client: MlflowClient, run_id: str) -> Stored | None:
-    """The run with this id, taken back out of the bin if it was deleted; None where the store does not know it."""
+    """The run with this id; None where the store does not know it. One that was deleted comes back out of the bin."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -527,7 +535,8 @@ def _name(params: Mapping[str, Any]) -> str:
     return os.environ.get("DVC_EXP_NAME") or f"{decoder} {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
-def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(dotted key, value as text) of nested settings, as they become params and tags."""
     return ((key, _text(value)) for key, value in _leaves(values))
 
 
