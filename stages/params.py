@@ -46,6 +46,12 @@ def read(stage: str, path: str | Path = "params.yaml") -> tuple[str, Any]:
     return profile, blocks[profile][stage]
 
 
+def recorded(path: str | Path = "params.yaml") -> dict[str, dict[str, Any]]:
+    """The chosen profile's settings of all stages as plain values, for the record of a run; no stage works by them."""
+    profile, blocks = check(path)
+    return {stage: settings.model_dump() for stage, settings in blocks[profile].items()}
+
+
 def check(path: str | Path = "params.yaml") -> tuple[str, dict[str, dict[str, Any]]]:
     """Returns the chosen profile's name and, for every profile, its settings by stage. Raises SettingsError."""
     path = Path(path)

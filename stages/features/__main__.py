@@ -42,12 +42,13 @@ def main() -> None:
         "precision": str(dtype).removeprefix("torch."),
         "channels": encoder.channels,
         "regions": (settings.size // 32) ** 2,
+        "mirror": settings.mirror,
         "splits": {split: [picture.id for picture in pictures] for split, pictures in splits.items()},
     }
     # What the arrays depend on: everything above, the pictures' bytes (by checksum) and the code.
     made_from = fingerprint(
         index,
-        {"grid": settings.grid, "mirror": settings.mirror, "batch": settings.batch, "device": device.type},
+        {"grid": settings.grid, "batch": settings.batch, "device": device.type},
         [[archives.checksum(picture.file_name) for picture in pictures] for pictures in splits.values()],
         *sorted(Path(__file__).parent.glob("*.py")),
     )

@@ -8,7 +8,6 @@ Why:    selection is by CIDEr of captions really decoded, which loss and teacher
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -20,9 +19,7 @@ from stages.features.store import Features
 from stages.fetch.captions import read_captions
 from stages.files import fingerprint, whole, write_json
 from stages.rim import run
-from stages.scorers.bleu import bleu
-from stages.scorers.cider import cider
-from stages.scorers.ptb import tokenize
+from stages.scorers.score import score
 from stages.train.artifact import Artifact
 from stages.train.batches import Examples, Source
 from stages.train.decoders import DECODERS, Decoder, Shape, build
@@ -34,8 +31,7 @@ from stages.vocab.vocabulary import Vocabulary
 
 
 def main() -> None:
-    profile, blocks = params.check()
-    settings = blocks[profile]["train"]
+    profile, settings = params.read("train")
     assert isinstance(settings, Settings)
     data, models, reports = (Path(top) / profile for top in ("data", "models", "reports"))
 
@@ -48,7 +44,7 @@ def main() -> None:
     examples = {split: Examples.of(pictures[split], features, split, vocabulary) for split in pictures}
     kind = DECODERS[settings.decoder]
     source = {
-        "train": Source(features, "train", kind.grid, blocks[profile]["features"].mirror),
+        "train": Source(features, "train", kind.grid, mirror=features.index["mirror"]),
         "val": Source(features, "val", kind.grid, mirror=False),
     }
     decoding = Decoding(settings.beam, settings.length_penalty, settings.max_words)
@@ -81,23 +77,21 @@ def main() -> None:
     judged = pictures["val"][: settings.val_pictures]
     seen = features.rows("val")
     judged = [picture for picture in judged if picture.id in seen]
-    references = [[tokenize(caption) for caption in picture.captions] for picture in judged]
+    references = {picture.id: picture.captions for picture in judged}
 
-    def score(decoder: Decoder) -> tuple[Row, float]:
+    def judge(decoder: Decoder) -> tuple[Row, float]:
         loss = mean_loss(decoder, examples["val"], source["val"], batch=settings.batch, device=device, dtype=dtype)
         rows = [seen[picture.id] for picture in judged]
         found = describe([decoder], source["val"], rows, decoding, batch=128, device=device)
-        captions = [tokenize(vocabulary.decode(best[0].words)) for best in found]
-        value = float(cider(captions, references).mean())
-        columns = {
-            "val_loss": round(loss, 6),
-            "val_cider": round(value, 6),
-            "val_bleu_4": round(bleu(captions, references)[3], 6),
+        captions = {
+            picture.id: vocabulary.decode(best[0].words) for picture, best in zip(judged, found, strict=True)
         }
-        return columns, value
+        scores = score(captions, references, with_meteor=False).metrics()
+        row = {"val_loss": loss, "val_cider": scores["cider"], "val_bleu_4": scores["bleu_4"]}
+        return {key: round(value, 6) for key, value in row.items() if value is not None}, row["val_cider"] or 0.0
 
     resumed = training.resume()
-    record = tracking.start(profile, plain(blocks[profile]), describe_device(device), training.notes.get("run_id"))
+    record = tracking.start(profile, params.recorded(), describe_device(device), training.notes.get("run_id"))
     with record:
         training.notes["run_id"] = record.id
 
@@ -113,18 +107,13 @@ def main() -> None:
 
         if resumed:
             print(f"goes on after epoch {training.progress.epoch}, step {training.progress.step}")
-        best = training.train(score, log)
+        best = training.train(judge, log)
         write_training(reports / "training.csv", training.rows)
         index = features.index
         encoder = {key: index[key] for key in ("encoder", "weights", "weights_sha256", "precision", "preprocessing")}
         Artifact(best, vocabulary, encoder, decoding).save(models / "captioner.safetensors")
     write_json(models / "run.json", record.record())
     (models / "unfinished.pt").unlink(missing_ok=True)
-
-
-def plain(block: dict[str, Any]) -> dict[str, Any]:
-    """The settings of all stages as plain values, for the record."""
-    return {stage: settings.model_dump() for stage, settings in block.items()}
 
 
 def code() -> list[Path]:

@@ -41,7 +41,7 @@ class Settings(Section):
 def conflicts(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields (key, rule broken) for settings of train that do not fit the sections before it."""
     if block["train"].decoder == "attend" and not block["features"].grid:
-        yield "features.grid = False", "must be true: train.decoder = 'attend' looks at the grid"
+        yield "features.grid = false", "must be true: train.decoder = 'attend' looks at the grid"
     if block["train"].captions_per_picture > block["train"].batch:
         yield (
             f"train.captions_per_picture = {block['train'].captions_per_picture}",

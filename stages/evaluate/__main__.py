@@ -1,0 +1,153 @@
+"""Evaluate: captions of all val and test pictures, decoded in batches, and the score card of both splits.
+
+Reads:  models/P/captioner.safetensors, models/P/run.json, data/P/features,
+        data/P/captions_train.json, data/P/captions_val.json, data/P/captions_test.json
+Writes: reports/P/captions_val.json, reports/P/captions_test.json, reports/P/metrics.json, reports/P/scorecard.md
+Why:    a score counts only over every picture of its split, with its noise, its floors and how it was decoded.
+
+`python -m stages.evaluate --captions results.json [--split val]` prints the same card for any captions of the profile's
+pictures in COCO's results format, whoever made them; it writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages import params, tracking
+from stages.evaluate import scorecard
+from stages.evaluate.results import read_results, write_results
+from stages.evaluate.settings import Settings
+from stages.features.device import choose_device
+from stages.features.store import Features
+from stages.fetch.captions import Picture, read_captions
+from stages.files import whole, write_json
+from stages.rim import run
+from stages.train.artifact import Artifact
+from stages.train.batches import Source
+from stages.train.describe import describe
+
+SPLITS = ("val", "test")
+
+
+def main() -> None:
+    profile, settings = params.read("evaluate")
+    assert isinstance(settings, Settings)
+    data, models, reports = (Path(top) / profile for top in ("data", "models", "reports"))
+    pictures = {split: read_captions(data / f"captions_{split}.json") for split in ("train", *SPLITS)}
+    options = arguments()
+    if options.captions:
+        references = {picture.id: picture.captions for picture in pictures[options.split]}
+        captions = read_results(options.captions, references)
+        features = Features(data / "features") if (data / "features").is_dir() else None
+        card = judge({options.split: captions}, pictures, features, {"captions": options.captions}, settings.resamples)
+        print(scorecard.markdown(card))
+        return
+
+    device = choose_device(settings.device)
+    artifact = Artifact.load(models / "captioner.safetensors")
+    features = Features(data / "features")
+    check_features(artifact, features)
+    decoding = artifact.decoding.but(
+        beam=settings.beam, length_penalty=settings.length_penalty, max_words=settings.max_words
+    )
+    decoder = artifact.decoder.to(device)
+    found: dict[str, dict[int, str]] = {}
+    for split in SPLITS:
+        rows = rows_of_all(pictures[split], features, split)
+        source = Source(features, split, decoder.grid, mirror=False)
+        best = describe([decoder], source, rows, decoding, batch=settings.batch, device=device)
+        ids = [picture.id for picture in pictures[split]]
+        found[split] = {
+            key: artifact.vocabulary.decode(hypotheses[0].words) for key, hypotheses in zip(ids, best, strict=True)
+        }
+    cards = judge(found, pictures, features, decoding.as_dict(), settings.resamples)
+    for split in SPLITS:
+        write_results(reports / f"captions_{split}.json", found[split])
+    write_json(reports / "metrics.json", cards)
+    with whole(reports / "scorecard.md") as partial:
+        partial.write_text(scorecard.markdown(cards), encoding="utf-8")
+    with tracking.reopen(models / "run.json", "evaluate") as record:
+        record.score(flat(cards))
+        record.tag({f"evaluate.{key}": value for key, value in settings.model_dump().items()})
+        for name in ("metrics.json", "scorecard.md", "captions_val.json", "captions_test.json"):
+            record.artifact(reports / name)
+    test = cards["test"]
+    print(
+        f"test, {test['images']:,} pictures: BLEU-4 {test['bleu_4']:.3f}, CIDEr {test['cider']:.3f} "
+        f"({test['intervals']['cider']['low']:.3f} to {test['intervals']['cider']['high']:.3f}): {reports}/scorecard.md"
+    )
+
+
+def arguments() -> argparse.Namespace:
+    """The command line; the stage itself is run without any."""
+    parser = argparse.ArgumentParser("python -m stages.evaluate", description="Scores captions of a profile's pictures.")
+    parser.add_argument("--captions", metavar="FILE", help="score this results file (COCO's format) instead of a model")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="the split whose pictures it captions")
+    return parser.parse_args()
+
+
+def check_features(artifact: Artifact, features: Features) -> None:
+    """Raises ValueError where features on disk are not those that the captioner was trained on."""
+    for key in ("encoder", "weights_sha256", "preprocessing"):
+        if artifact.encoder[key] != features.index[key]:
+            raise ValueError(
+                f"{features.folder} has {key} {features.index[key]}, the captioner was trained on {artifact.encoder[key]}:"
+                " run `dvc repro`"
+            )
+
+
+def rows_of_all(pictures: Sequence[Picture], features: Features, split: str) -> list[int]:
+    """The feature row of every picture of a split; raises ValueError where one has none: a score is of all or nothing."""
+    rows = features.rows(split)
+    if missing := [picture.file_name for picture in pictures if picture.id not in rows]:
+        raise ValueError(
+            f"{len(missing)} of {len(pictures)} {split} pictures could not be read ({', '.join(missing[:5])}): a score "
+            "counts only over all pictures of its split; mend them, or take them out where they come from"
+        )
+    return [rows[picture.id] for picture in pictures]
+
+
+def judge(
+    captions: Mapping[str, Mapping[int, str]],
+    pictures: Mapping[str, Sequence[Picture]],
+    features: Features | None,
+    decoding: Mapping[str, Any],
+    resamples: int,
+) -> dict[str, dict[str, Any]]:
+    """The score card of every split in `captions`; without features the row of the nearest neighbours is left out."""
+    training = scorecard.Training([picture.captions for picture in pictures["train"]])
+    cards = {}
+    for split, found in captions.items():
+        neighbours = None
+        if features is not None:
+            # Rows are in the order of the captions file. A picture that could not be read is all zeros, near to none.
+            nearest = training.floors.neighbours(features.array(split, "pooled"), features.array("train", "pooled"))
+            neighbours = {picture.id: caption for picture, caption in zip(pictures[split], nearest, strict=True)}
+        cards[split] = scorecard.build(
+            found,
+            {picture.id: picture.captions for picture in pictures[split]},
+            split=split,
+            training=training,
+            decoding=decoding,
+            resamples=resamples,
+            neighbours=neighbours,
+        )
+    return cards
+
+
+def flat(cards: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of nested cards by dotted keys: test.cider, test.intervals.cider.low ..."""
+    found: dict[str, float] = {}
+    for key, value in cards.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,86 @@
+"""Words as numbers: which words a captioner knows, and captions to ids and back.
+
+>>> vocabulary = Vocabulary((*SPECIALS, "a", "girl", "going", "into", "building"))
+>>> tokenize("A girl going into a wooden building .")
+['a', 'girl', 'going', 'into', 'a', 'wooden', 'building']
+>>> vocabulary.encode("A girl going into a wooden building .")
+[1, 4, 5, 6, 7, 4, 3, 8, 2]
+>>> vocabulary.decode([1, 4, 5, 6, 7, 4, 3, 8, 2])
+'a girl going into a <unk> building'
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from nltk.tokenize import NLTKWordTokenizer
+
+from stages.files import read_json, write_json
+
+SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+PAD, START, END, UNK = range(len(SPECIALS))
+
+_TOKENIZER = NLTKWordTokenizer()
+
+
+def tokenize(caption: str) -> list[str]:
+    """Lower-case words by nltk's word tokeniser (rules only, nothing is downloaded); tokens without a letter or digit
+    are dropped, since the scorers drop punctuation and a captioner should not spend words on it."""
+    return [token for token in _TOKENIZER.tokenize(caption.lower()) if any(map(str.isalnum, token))]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words in order; a word's id is its place. The first four are SPECIALS."""
+
+    words: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.words[: len(SPECIALS)] != SPECIALS:
+            raise ValueError(f"a vocabulary begins with {' '.join(SPECIALS)}, this one with {' '.join(self.words[:4])}")
+        if len(set(self.words)) != len(self.words):
+            twice = next(word for word, count in Counter(self.words).items() if count > 1)
+            raise ValueError(f"the word {twice!r} is in the vocabulary twice: make it again (`dvc repro vocab`)")
+
+    @classmethod
+    def of(cls, captions: Iterable[str], min_count: int) -> Self:
+        """The words that occur at least `min_count` times, most frequent first, equals in alphabetical order."""
+        counts = Counter(word for caption in captions for word in tokenize(caption))
+        kept = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
+        return cls((*SPECIALS, *kept))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Reads data/P/vocab.json."""
+        words = read_json(path)
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{path} is not a list of words: delete it and run `dvc repro vocab`")
+        return cls(tuple(words))
+
+    def write(self, path: str | Path) -> None:
+        """Writes data/P/vocab.json."""
+        write_json(path, list(self.words))
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Word -> id."""
+        return {word: number for number, word in enumerate(self.words)}
+
+    def encode(self, caption: str) -> list[int]:
+        """Ids of a caption's words between <start> and <end>; words that are not known are <unk>."""
+        return [START, *(self.ids.get(word, UNK) for word in tokenize(caption)), END]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Words up to the first <end>, with blanks between; <pad> and <start> are left out."""
+        words: list[str] = []
+        for number in ids:
+            if number == END:
+                break
+            if number not in (PAD, START):
+                words.append(self.words[number])
+        return " ".join(words)

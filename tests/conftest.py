@@ -1,0 +1,16 @@
+"""What several tests need: real pictures where they are, and small builders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real pictures and captions beside the repository; the test is skipped where they are absent."""
+    data = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip(f"needs real pictures in {data}, which are no part of this repository")
+    return data
