@@ -96,6 +96,7 @@ class Mirror(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the acknowledgement of its headers
     server: Mirror
 
     def log_message(self, format: str, *args: object) -> None:
