@@ -20,7 +20,7 @@ from stages.fetch.archives import keep_only, link
 from stages.fetch.captions import SPLITS, Picture, ids_sha256
 from stages.fetch.coco_files import PARTS, CocoError, CocoFiles
 from stages.fetch.settings import Coco
-from stages.files import named, read_json
+from stages.files import named, read_json, whole
 
 # Pictures of train, val and test by (split, year).
 COUNTS: dict[tuple[str, int], tuple[int, int, int]] = {
@@ -66,13 +66,25 @@ def _place(files: CocoFiles, names: dict[str, list[str]], settings: Coco, folder
         archives = files.archives(names)
         for archive in archives:
             link(folder / archive.name, archive)
-        after = {archive.name for archive in archives}
+        after = {archive.name for archive in archives} | _witness(folder, archives, names)
     else:
         after = {f"coco{settings.year}_{settings.limit}.zip"}
         files.pick(names, folder / f"coco{settings.year}_{settings.limit}.zip")
     for name in sorted(before - after):
         print(f"{folder / name} is from other settings: removed, nothing of it is used", file=sys.stderr)
     keep_only(folder, after)
+
+
+def _witness(folder: Path, archives: list[Path], names: dict[str, list[str]]) -> set[str]:
+    """Writes names and sizes of a linked folder's pictures beside the link: DVC looks into linked files only."""
+    written = set()
+    for archive, wanted in zip(archives, names.values(), strict=True):
+        if archive.is_dir():
+            with whole(folder / f"{archive.name}.txt") as partial:
+                lines = (f"{name} {(archive.parent / name).stat().st_size}\n" for name in wanted)
+                partial.write_text("".join(lines), encoding="utf-8")
+            written.add(f"{archive.name}.txt")
+    return written
 
 
 # --- splits --------------------------------------------------------------------------------------------------------

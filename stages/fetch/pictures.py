@@ -47,7 +47,7 @@ class PictureError(ValueError):
 
 class _Member(NamedTuple):
     archive: int  # place in Pictures.archives
-    header: int  # byte at which its local header begins
+    header: int  # byte at which its local header begins; -1 where the archive is an unpacked folder
     packed: int  # bytes in the archive
     size: int  # bytes after unpacking
     crc: int
@@ -57,13 +57,15 @@ class _Member(NamedTuple):
 class Pictures:
     """The pictures of all zip archives in a folder (or of one archive), by member name; together one namespace.
 
+    A folder in it (a link to where a user has unpacked an archive) counts as one; its members are FOLDER/NAME.
     Iterates over names in the archives' order. Can be pickled: another process reopens the archives, not the index.
     Raises PictureError where an archive is missing or damaged, or a name occurs twice.
     """
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
-        self.archives = [path] if path.suffix == ".zip" else sorted(path.glob("*.zip"))
+        here = [path] if path.suffix == ".zip" else sorted(path.glob("*"))
+        self.archives = [archive for archive in here if archive.suffix == ".zip" or archive.is_dir()]
         if not self.archives:
             raise PictureError(f"{path} holds no zip archive of pictures: run `dvc repro fetch`")
         self._members: dict[str, _Member] = {}
@@ -72,6 +74,12 @@ class Pictures:
             self._index(number, archive)
 
     def _index(self, number: int, archive: Path) -> None:
+        if archive.is_dir():
+            with os.scandir(archive) as entries:
+                sizes = sorted((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
+            for name, size in sizes:
+                self._members[f"{archive.name}/{name}"] = _Member(number, -1, size, size, 0, zipfile.ZIP_STORED)
+            return
         try:
             with zipfile.ZipFile(archive) as opened:
                 members = opened.infolist()
@@ -109,6 +117,11 @@ class Pictures:
         for file in getattr(self, "_files", None) or ():
             os.close(file)
 
+    def checksum(self, file_name: str) -> int:
+        """CRC-32 of a picture, from the archive's index (unpacked, from its bytes): tells what is shown there apart."""
+        member = self._members[file_name]
+        return zlib.crc32(self.read(file_name)) if member.header < 0 else member.crc
+
     def read(self, file_name: str) -> bytes:
         """One picture's bytes, as they were packed. Raises PictureError where they are absent or damaged."""
         member = self._members.get(file_name)
@@ -116,6 +129,11 @@ class Pictures:
             raise PictureError(f"{file_name} is not in {', '.join(map(str, self.archives))}")
         if max(member.size, member.packed) > MAX_BYTES:
             raise PictureError(f"{file_name} has {member.size:,} bytes, more than the {MAX_BYTES:,} allowed")
+        if member.header < 0:
+            try:
+                return (self.archives[member.archive].parent / file_name).read_bytes()
+            except OSError as error:
+                raise PictureError(f"{file_name} was in {self.archives[member.archive]} before: {error}") from error
         if self._files is None:
             self._files = [os.open(archive, os.O_RDONLY) for archive in self.archives]
         # Local header (APPNOTE 4.3.7): 30 bytes, then name and extra field, whose lengths are its last two numbers.
