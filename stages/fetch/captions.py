@@ -50,6 +50,17 @@ def check_name(name: str) -> str:
     return name
 
 
+def read_text(path: Path) -> str:
+    """A text file as UTF-8, with or without byte-order mark; anything else is a CaptionsError that names the line."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        found = f"byte 0x{data[error.start]:02x}"
+        raise CaptionsError(f"{path}, line {line}: {found} is not UTF-8; save the file as UTF-8") from error
+
+
 def read_captions(path: str | Path, uncaptioned: bool = False) -> list[Picture]:
     """Reads pictures in the file's order, each with its captions in the file's order.
 
