@@ -185,7 +185,7 @@ def test_no_server_is_one_sentence_that_keeps_keys_to_itself(tmp_path: Path) -> 
 
 
 def test_pauses_double_and_follow_the_servers_wish(
-    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(remote_module.time, "sleep", pauses.append)
@@ -194,6 +194,8 @@ def test_pauses_double_and_follow_the_servers_wish(
     with pytest.raises(RemoteError, match="answered 503 Service Unavailable, at byte 0, 8 times in a row"):
         Remote(f"{mirror.url}/file.zip")
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30]
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"{mirror.url}/file.zip: answered 503 Service Unavailable; trying again in 30 s"
     pauses.clear()
     mirror.faults["/file.zip"] = [Fault("status", 429)]  # the mirror says Retry-After: 3 with it
     Remote(f"{mirror.url}/file.zip")

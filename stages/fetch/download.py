@@ -7,7 +7,7 @@
 
 Several connections fetch a segment each; segments are hashed and written in their order, so that a partial file needs
 no list of what it holds. Killed, it goes on at the partial file's end, after reading that file once for the hash; what
-other connections had in hand beyond it (at most 2 * connections * SEGMENT) comes again.
+other connections had in hand beyond it (at most connections + 2 segments) comes again.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def download(
         remote = Remote(url, patience)
         if size is not None and remote.size not in (None, size):
             raise DownloadError(f"{remote.name} has {remote.size:,} bytes, expected {size:,}: it is another file")
+        remote.size = remote.size or size  # where the server does not say
         partial = partial_path(path, url, md5)
         for last in (False, True):
             found = _fetch(remote, partial, path.name, connections)

@@ -7,11 +7,13 @@ last one that arrived; what does not pass (404, a bad certificate, a missing pac
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from queue import Queue
 from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -20,6 +22,7 @@ import fsspec  # type: ignore[import-untyped]
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from tqdm import tqdm
 
 PIECE = 1 << 20  # bytes handed on at once, at most
 SEGMENT = 8 << 20  # bytes asked for at once, where several connections share a file: a second's worth for each of them
@@ -139,8 +142,10 @@ class Remote:
         if failures >= self._patience.tries:
             size = f" of {self.size:,}" if self.size is not None else ""
             raise RemoteError(f"{self.name}: {trouble}, at byte {at:,}{size}, {failures} times in a row") from trouble
-        pause = self._patience.pause * 2 ** (failures - 1)
-        time.sleep(min(max(pause, trouble.wait), LONGEST))
+        pause = min(max(self._patience.pause * 2 ** (failures - 1), trouble.wait), LONGEST)
+        if pause > 1:
+            tqdm.write(f"{self.name}: {trouble}; trying again in {pause:.0f} s", file=sys.stderr)
+        time.sleep(pause)
 
 
 class _Http:
@@ -209,20 +214,21 @@ class _Fsspec:
             raise RemoteError(f"{shown(url)}: {error}") from error
 
     def open(self, start: int, stop: int | None) -> _Answer:
-        size = self._try(self._files.size, self._path)
+        size = self._try(partial(self._files.size, self._path))
         return _Answer(start, size, True, self._read(start, size if stop is None else stop))
 
     def _read(self, start: int, stop: int) -> Generator[bytes, None, None]:
         while start < stop:
-            piece = self._try(self._files.cat_file, self._path, start, min(start + SEGMENT, stop))
+            # By name: what stands second after the path differs between file systems.
+            piece = self._try(partial(self._files.cat_file, self._path, start=start, end=min(start + SEGMENT, stop)))
             if not piece:
                 raise _Trouble("ended early")
             yield piece
             start += len(piece)
 
-    def _try(self, call: Callable[..., T], *arguments: object) -> T:
+    def _try(self, call: Callable[[], T]) -> T:
         try:
-            return call(*arguments)
+            return call()
         except (FileNotFoundError, IsADirectoryError, PermissionError, ImportError, ValueError) as error:
             raise RemoteError(f"{shown(self._url)}: {_reason(error)}") from error
         except Exception as error:  # every file system of fsspec has errors of its own
@@ -232,8 +238,8 @@ class _Fsspec:
 def in_order(jobs: Iterable[Callable[[], Iterable[T]]], threads: int) -> Iterator[T]:
     """Runs so many jobs at a time, each in a thread, and yields what they yield, in the order of the jobs.
 
-    At most twice as many jobs as threads are begun before the first of them is through, which bounds the memory. An
-    error of a job is raised when its turn comes. Threads do not hold up the end of the program (Ctrl-C).
+    At most two more jobs than threads are begun before the first of them is through, which bounds the memory. An error
+    of a job is raised when its turn comes. Threads do not hold up the end of the program (Ctrl-C).
     """
     left = threading.Event()
     slots = threading.Semaphore(threads)
@@ -260,7 +266,7 @@ def in_order(jobs: Iterable[Callable[[], Iterable[T]]], threads: int) -> Iterato
         for job in jobs:
             waiting.append(Queue())
             threading.Thread(target=work, args=(job, waiting[-1]), daemon=True).start()
-            if len(waiting) == 2 * threads:
+            if len(waiting) == threads + 2:
                 yield from taken(waiting.popleft())
         while waiting:
             yield from taken(waiting.popleft())
