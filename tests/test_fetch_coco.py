@@ -125,7 +125,7 @@ def test_whole(mirror: Mirror, data: Path, year: int, split: str) -> None:
         assert archive.is_symlink()
         assert archive.read_bytes() == (mirror.folder / f"zips/{part}{year}.zip").read_bytes()
     listed = dict(line.split("  ")[::-1] for line in (mirror.folder / "MD5SUMS").read_text().splitlines())
-    assert {file["name"]: file["md5"] for file in report["files"]}.items() <= listed.items()
+    assert {name: file["md5"] for name, file in report["files"].items()}.items() <= listed.items()
     lines = "".join(f"{i}\n" for i in sorted(of_split(mirror.folder, split, year)["test"]))
     assert report["unlimited"]["test"]["ids_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
 

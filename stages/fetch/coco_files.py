@@ -45,7 +45,7 @@ class CocoError(ValueError):
 class CocoFiles:
     """COCO's files by what they hold. What is fetched whole is kept in `downloads`.
 
-    `used` lists for the report what was used so far: name (or path, where it is the user's), bytes and md5.
+    `used` holds for the report what was used so far by name (or path, where it is the user's): bytes and md5.
     Every method raises CocoError, DownloadError or RemoteError, whose messages say what to do.
     """
 
@@ -53,7 +53,7 @@ class CocoFiles:
         self._settings = settings
         self._downloads = downloads
         self._base = _address(settings.base_url).rstrip("/")
-        self.used: list[dict[str, Any]] = []
+        self.used: dict[str, dict[str, Any]] = {}
 
     # --- annotations and splits: small files, read whole
 
@@ -151,7 +151,7 @@ class CocoFiles:
             raise CocoError(
                 f"{own} lacks {len(missing):,} of {len(names):,} pictures of {folder}, {missing[0]} for one"
             )
-        self.used.append({"name": f"{settings.images}/{folder}", "pictures": len(names)})
+        self.used[f"{settings.images}/{folder}"] = {"pictures": len(names)}
         return own / folder
 
     # --- pictures, a few of each archive
@@ -194,7 +194,7 @@ class CocoFiles:
             check(path, memory(path), md5, size)
         archive = RemoteZip(Remote(str(path) if path.exists() else url))
         archive.check(names)
-        self.used.append({"name": f"zips/{folder}.zip", "pictures": len(names)})
+        self.used[f"zips/{folder}.zip"] = {"pictures": len(names)}
         return _Archive(archive)
 
     # --- verifying
@@ -237,7 +237,7 @@ class CocoFiles:
         return self._downloads / f".{path.name}.own.checked"
 
     def _use(self, name: str, path: Path, md5: str) -> None:
-        self.used.append({"name": name, "bytes": path.stat().st_size, "md5": md5})
+        self.used[name] = {"bytes": path.stat().st_size, "md5": md5}
 
 
 @dataclass(frozen=True, slots=True)
