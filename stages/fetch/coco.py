@@ -48,12 +48,16 @@ def fetch_coco(settings: Coco, data: Path) -> tuple[Splits, dict[str, Any]]:
         splits, report["unmatched"] = by_karpathy(parts, read_karpathy(files.karpathy()))
     if settings.expect == "official":
         check_counts(splits, settings.split, settings.year, report.get("unmatched", {}))
-    report["unlimited"] = {
-        split: {"pictures": len(splits[split]), "ids_sha256": ids_sha256(map(_id, splits[split]))} for split in SPLITS
-    }
-    report["limit"] = settings.limit
     if settings.limit is not None:
-        splits, report["seed"] = limited(splits, settings.limit, settings.seed), settings.seed
+        report["limit"] = {
+            "pictures": settings.limit,
+            "seed": settings.seed,
+            "of": {
+                split: {"pictures": len(all_), "ids_sha256": ids_sha256(map(_id, all_))}
+                for split, all_ in splits.items()
+            },
+        }
+        splits = limited(splits, settings.limit, settings.seed)
     _place(files, _by_part(splits, settings.year), settings, data / "pictures")
     return splits, {**report, "files": files.used}
 

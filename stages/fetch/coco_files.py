@@ -6,6 +6,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -128,9 +129,9 @@ class CocoFiles:
             url, path, md5, size = self._expected(f"zips/{part}{self._settings.year}.zip")
             if not path.exists():
                 partial = partial_path(path, url, md5)
-                missing[path.name] = (size or Remote(url).size or 0) - (
-                    partial.stat().st_size if partial.exists() else 0
-                )
+                with _ways_out():
+                    size = size or Remote(url).size or 0
+                missing[path.name] = size - (partial.stat().st_size if partial.exists() else 0)
         make_sure_of_room(self._downloads, missing)
         return [self._fetch(f"zips/{part}{self._settings.year}.zip") for part in PARTS]
 
@@ -192,7 +193,8 @@ class CocoFiles:
         url, path, md5, size = self._expected(f"zips/{folder}.zip")
         if path.exists():
             check(path, memory(path), md5, size)
-        archive = RemoteZip(Remote(str(path) if path.exists() else url))
+        with _ways_out():
+            archive = RemoteZip(Remote(str(path) if path.exists() else url))
         archive.check(names)
         self.used[f"zips/{folder}.zip"] = {"pictures": len(names)}
         return _Archive(archive)
@@ -220,7 +222,8 @@ class CocoFiles:
 
     def _fetch(self, name: str) -> Path:
         url, path, md5, size = self._expected(name)
-        self._use(name, path, download(url, path, md5, size, self._settings.connections))
+        with _ways_out():
+            self._use(name, path, download(url, path, md5, size, self._settings.connections))
         return path
 
     def _own(self, own: str, name: str) -> Path:
@@ -280,6 +283,15 @@ class _Archive:
                 file.write(data)
                 file.flush()
                 yield name, data
+
+
+@contextmanager
+def _ways_out() -> Iterator[None]:
+    try:
+        yield
+    except RemoteError as error:
+        ways = "`base_url` can name a mirror, `images` and `annotations` files that you have"
+        raise CocoError(f"{error}. {ways}") from error
 
 
 def _members(path: Path) -> dict[str, _Member]:
