@@ -117,9 +117,14 @@ def _archive(root: Path, folder: Path, wanted: set[str], allow_missing: int) -> 
         link(folder / zips[0].name, zips[0])
         keep_only(folder, [zips[0].name])
         return members
+    if unpacked is None and zips:
+        raise PictureError(
+            f"{root} holds several zip archives ({', '.join(p.name for p in zips)}): leave the pictures'"
+        )
     if unpacked is None:
-        found = f"{len(zips)} zip archives" if zips else "neither a zip archive"
-        raise PictureError(f"{root} holds {found} nor a folder {', '.join(FOLDERS)}: give it Flickr8k_Dataset.zip")
+        raise PictureError(
+            f"{root} holds no pictures: give it Flickr8k_Dataset.zip, or a folder {' or '.join(FOLDERS)}"
+        )
     members = {path.name: f"{unpacked.name}/{path.name}" for path in sorted(unpacked.glob("*.jpg"))}
     refuse(dict.fromkeys(sorted(wanted - members.keys()), "is not there"), allow_missing)
     inside = [(members[name], unpacked / name) for name in sorted(wanted & members.keys())]

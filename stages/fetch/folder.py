@@ -96,7 +96,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
-        raise CaptionsError(f"{path}, line {reader.line_num}: is not CSV: {error}") from error
+        raise CaptionsError(f"{path}, line {reader.line_num + 1}: is not CSV: {error}") from error
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

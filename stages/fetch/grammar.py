@@ -44,7 +44,7 @@ PLACES = {
     "sea": ("on the blue sea", "on the water", "on the sea"),
     "snow": ("in the white snow", "in the snow", "on the snow"),
     "sky": ("in the blue sky", "in the sky", "among the clouds"),
-    "night": ("at night", "under the stars", "in the night sky"),
+    "night": ("at night", "in the dark", "in the night sky"),
     "sunset": ("at sunset", "in the evening light"),
     "rain": ("in the rain", "on a rainy day"),
     "road": ("on the road", "on a grey road", "in the street"),
@@ -75,10 +75,14 @@ CONVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"
 def describe(scene: Scene, rng: Random, captions: int = 5) -> tuple[str, ...]:
     """Returns that many different captions of `scene`, each in a form of its own as long as there are forms.
 
-    >>> from stages.fetch.scenes import Group, Scene
     >>> stars, boat = Group(2, "small", "red", "star"), Group(1, "medium", "white", "boat")
-    >>> for caption in describe(Scene("night", (stars, boat), "above"), Random(1)):
+    >>> for caption in describe(Scene("night", (stars, boat), "above"), Random(3)):
     ...     print(caption)
+    Above a white boat float two small red stars.
+    There are two red stars above a white boat.
+    A drawing of two red stars and a white boat.
+    A white boat under two small red stars at night.
+    Two little red stars can be seen in the dark.
     """
     forms = _PAIR if scene.relation else _ALONE
     said: list[str] = []

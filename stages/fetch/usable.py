@@ -39,9 +39,10 @@ def refuse(unusable: dict[str, str], allow_missing: int) -> None:
     if len(unusable) > allow_missing:
         named = [f"  {name} {why}" for name, why in list(unusable.items())[:10]]
         more = [f"  and {len(unusable) - 10:,} more"] if len(unusable) > 10 else []
+        count = "1 picture is" if len(unusable) == 1 else f"{len(unusable):,} pictures are"
         raise PictureError(
-            f"{len(unusable):,} pictures are missing or damaged, and fetch.allow_missing is {allow_missing:,}: "
-            f"put them right, or set it to {len(unusable)} to leave them out\n" + "\n".join(named + more)
+            f"{count} missing or damaged, and fetch.allow_missing is {allow_missing:,}: put right what is named here, "
+            f"or set it to {len(unusable)} to leave that out\n" + "\n".join(named + more)
         )
 
 

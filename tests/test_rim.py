@@ -1,0 +1,54 @@
+"""A user's mistake ends in one message and exit status 1; ours keep their traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages import rim
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def broken(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("x.zip has 3 bytes: fetch it again"), "x.zip has 3 bytes: fetch it again"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.csv"), "x.csv: No such file or directory"),
+        (OSError("the disk is full"), "the disk is full"),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_mistakes_of_users_are_one_message(error: BaseException, code: object) -> None:
+    with pytest.raises(SystemExit) as caught:
+        rim.run(lambda: broken(error))
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), AssertionError("x")])
+def test_mistakes_of_ours_keep_their_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        rim.run(lambda: broken(error))
+
+
+def test_a_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACEBACK", "1")
+    with pytest.raises(ValueError, match="x"):
+        rim.run(lambda: broken(ValueError("x")))
+
+
+def test_a_stage_run_in_the_wrong_place_says_so(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "stages.fetch"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    expected = (1, "", "params.yaml is not here: run from the repository's root, where it lies\n")
+    assert (ran.returncode, ran.stdout, ran.stderr) == expected
