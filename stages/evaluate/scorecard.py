@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from stages.scorers.floors import WORD_SALAD, Floors
 from stages.scorers.ptb import tokenize
-from stages.scorers.score import METRICS, Judge, Scores, score
+from stages.scorers.score import METRICS, Judge, Scores, add_meteor, score
 
 TOKENIZER = "PTB as in coco-caption: lower case, 18 punctuation marks dropped"
 SEED = 2002  # of the bootstrap: the same for every card, so that two cards' resamples pair
@@ -52,6 +52,38 @@ class Training:
         return frozenset(tuple(tokenize(text)) for own in self.captions for text in own)
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """What is to be scored of one split."""
+
+    captions: Mapping[int, str]  # one raw text a picture, by its id
+    references: Mapping[int, Sequence[str]]  # that picture's, raw as people wrote them
+    neighbours: Mapping[int, str] | None = None  # by Floors.neighbours, or None where there are no features
+
+
+def build_all(
+    sheets: Mapping[str, Sheet], *, training: Training, decoding: Mapping[str, Any], resamples: int
+) -> dict[str, dict[str, Any]]:
+    """The card of every split, by its name. METEOR of all of them is asked for at once, since Java starts slowly.
+
+    Raises scorers.score.ScoreError where captions and references do not fit each other.
+    """
+    judges = {split: Judge(sheet.references) for split, sheet in sheets.items()}
+    people = {split: human_row(sheet.references) for split, sheet in sheets.items()}
+    # METEOR goes with what is compared by it: the captions and people's.
+    models = {split: judges[split].score(sheet.captions, with_meteor=False) for split, sheet in sheets.items()}
+    known = {split: human for split, (human, _) in people.items() if human}
+    scored = iter(add_meteor(*models.values(), *known.values()))
+    models, known = {split: next(scored) for split in models}, {split: next(scored) for split in known}
+    return {
+        split: _card(
+            split, sheet, models[split], known.get(split), people[split][1], judges[split], training, resamples
+        )
+        | {"decoding": dict(decoding)}
+        for split, sheet in sheets.items()
+    }
+
+
 def build(
     captions: Mapping[int, str],
     references: Mapping[int, Sequence[str]],
@@ -62,44 +94,55 @@ def build(
     resamples: int,
     neighbours: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
-    """The card of `captions`, one raw text a picture, against that picture's `references`, raw texts as people wrote.
+    """The card of one split, as `build_all` makes it."""
+    sheet = Sheet(captions, references, neighbours)
+    return build_all({split: sheet}, training=training, decoding=decoding, resamples=resamples)[split]
 
-    `neighbours` are captions of the same pictures by Floors.neighbours; without them (no features at hand) that row is
-    null. Raises scorers.score.ScoreError where captions and references do not fit each other.
-    """
-    judge = Judge(references)
-    scores = judge.score(captions)
-    human, no_human = human_row(references)
+
+def _card(
+    split: str,
+    sheet: Sheet,
+    scores: Scores,
+    human: Scores | None,
+    no_human: str | None,
+    judge: Judge,
+    training: Training,
+    resamples: int,
+) -> dict[str, Any]:
+    constant = training.floors.constant
     rows = {
         "human": human,
-        "neighbours": None if neighbours is None else judge.score(neighbours, with_meteor=False),
-        "constant": judge.score(dict.fromkeys(references, training.floors.constant), with_meteor=False),
-        "word_salad": judge.score(dict.fromkeys(references, WORD_SALAD), with_meteor=False),
+        "neighbours": None if sheet.neighbours is None else judge.score(sheet.neighbours, with_meteor=False),
+        "constant": judge.score(dict.fromkeys(sheet.references, constant), with_meteor=False),
+        "word_salad": judge.score(dict.fromkeys(sheet.references, WORD_SALAD), with_meteor=False),
     }
-    card: dict[str, Any] = {**_rounded(scores.metrics()), "images": len(scores.pictures)}
-    card["intervals"] = _intervals(scores, resamples)
-    card["rows"] = {name: row and _rounded(row.metrics()) for name, row in rows.items()}
-    card["over_neighbours"] = rows["neighbours"] and _differences(scores, rows["neighbours"], resamples)
-    card["diagnostics"] = diagnostics(scores, training.seen)
-    card["split"] = {
-        "name": split,
-        "sha256": ids_sha256(scores.pictures),
-        "references_per_image": {
-            str(count): images for count, images in sorted(Counter(map(len, references.values())).items())
+    neighbours = rows["neighbours"]
+    counts = Counter(map(len, sheet.references.values()))
+    return {
+        **_rounded(scores.metrics()),
+        "images": len(scores.pictures),
+        "intervals": _intervals(scores, resamples),
+        "rows": {name: row and _rounded(row.metrics()) for name, row in rows.items()},
+        "over_neighbours": _differences(scores, neighbours, resamples) if neighbours and resamples else None,
+        "diagnostics": diagnostics(scores, training.seen),
+        "split": {
+            "name": split,
+            "sha256": ids_sha256(scores.pictures),
+            "references_per_image": {str(count): images for count, images in sorted(counts.items())},
+        },
+        "method": {
+            "tokenizer": TOKENIZER,
+            "no_meteor": scores.no_meteor,
+            "no_human": no_human,
+            "intervals": f"95%, percentiles of {resamples:,} resamples of the images, seed {SEED}"
+            if resamples
+            else None,
+            "constant": constant,
+            "word_salad": WORD_SALAD,
+            "human": "image i's caption number i modulo its count (images by id), against its other captions",
+            "neighbours": "consensus caption of the 60 nearest training images (1505.04467)",
         },
     }
-    card["decoding"] = dict(decoding)
-    card["method"] = {
-        "tokenizer": TOKENIZER,
-        "no_meteor": scores.no_meteor,
-        "no_human": no_human,
-        "intervals": f"95%, percentiles of {resamples:,} resamples of the images, seed {SEED}" if resamples else None,
-        "constant": training.floors.constant,
-        "word_salad": WORD_SALAD,
-        "human": "image i's caption number i modulo its count (images by id), against its other captions",
-        "neighbours": "consensus caption of the 60 nearest training images (1505.04467)",
-    }
-    return card
 
 
 def human_row(references: Mapping[int, Sequence[str]]) -> tuple[Scores | None, str | None]:
@@ -115,7 +158,7 @@ def human_row(references: Mapping[int, Sequence[str]]) -> tuple[Scores | None, s
     taken = {picture: i % len(references[picture]) for i, picture in enumerate(sorted(references))}
     captions = {picture: references[picture][place] for picture, place in taken.items()}
     others = {picture: [*own[: taken[picture]], *own[taken[picture] + 1 :]] for picture, own in references.items()}
-    return score(captions, others), None
+    return score(captions, others, with_meteor=False), None
 
 
 def paired(

@@ -43,6 +43,7 @@ _LETTER = (
 _ALNUM = rf"(?:{_LETTER}|\d)"
 _WORD_ALNUM = rf"{_LETTER}{_ALNUM}*"
 _APO = "(?:['\u2019\x92]|&apos;)"
+_CLITIC = re.compile(rf"{_APO}(?:s|m|d|re|ve|ll)|n{_APO}t")
 _ABBREVIATION = (
     "(?:(?i:adj|adm|adv|al|ala|alex|apr|ariz|assn|assoc|asst|attys?|aug|ave|bhd|bldg|blvd|brig|bros|calif|capt|cf|cie|"
     "cmdr|co|col|colo|comdr|conn|corp|cos|cpl|ct|dak|dec|dept|det|drs?|elec|ens|esq|est|etc|ext|feb|fla|fri|ft|ga|gen|"
@@ -123,6 +124,7 @@ def _rules() -> list[re.Pattern[str]]:
         # marks of a text's structure: <unk>, <a href="x">, </b>, &lt;
         rf"(<(?:[A-Za-z][A-Za-z0-9:._-]*(?: +{_ATTRIBUTE})* */?|/[A-Za-z][A-Za-z0-9:._-]* *|[!?][A-Za-z-][^>\n]*)>)",
         r"(&(?i:amp|lt|gt|quot|apos|nbsp|mdash|ndash|[a-z]acute|#\d+);)",
+        r"(-[LR][RSC]B-)",
         # smileys
         r"([<>]?[:;=][-o*']?[()\[\]{DdPpO|\\@](?![A-Za-z0-9])|\^_\^|-_-)",
         # marks that come in a row: '' !? -- ... and ". . ."
@@ -155,7 +157,7 @@ _WRITTEN = {
 # Written as punctuation: quotation marks, dashes, dots.
 _DROPPED = frozenset(
     ['"', "&quot;", "&apos;", "&nbsp;", "&mdash;", "&ndash;", "---", "----",
-     *"\u2018\u2019\u201b\u2039\u203a\u201c\u201d\u00ab\u00bb\u2013\u2014\u2015\u2026\u00ad\x91\x92\x93\x94\x96\x97"]
+     *"\u2018\u2019\u201b\u2039\u203a\u201c\u201d\u00ab\u00bb\u2013\u2014\u2015\u2026\x91\x92\x93\x94\x96\x97"]
 )  # fmt: skip
 # Characters that Java does not know and drops.
 _UNKNOWN = re.compile(
@@ -173,6 +175,7 @@ def tokenize(caption: str) -> list[str]:
 
     A fraction after a number is one token with a hard blank (U+00A0) in it, as in Java: "22\\xa03/4".
     """
+    caption = caption.replace("\u00ad", "")  # a soft hyphen, which no reader sees
     tokens: list[str] = []
     position, end = 0, len(caption)
     while position < end:
@@ -206,15 +209,15 @@ def _longest(caption: str, position: int) -> str:
 
 def _write(token: str) -> list[str]:
     """How a token is written: none where it is punctuation or nothing that Java knows."""
-    if token in PUNCTUATION or token in _DROPPED or not token.strip(". \u00a0") or not token.strip("'\u2019\x92"):
+    lower = token.lower()
+    if lower in PUNCTUATION or lower in _DROPPED or not token.strip(". \u00a0") or not token.strip("'\u2019\x92"):
         return []
     if len(token) == 1 and _UNKNOWN.match(token):
         return []
-    if token in _WRITTEN:
-        return [_WRITTEN[token]]
-    if token.lower() in _SPLIT:
-        return _SPLIT[token.lower()]
-    lower = token.lower().replace(" ", "\u00a0").replace("&amp;", "&").replace("(", "-lrb-").replace(")", "-rrb-")
-    if re.fullmatch(rf"{_APO}(?:s|m|d|re|ve|ll)|n{_APO}t", lower):
-        lower = re.sub(_APO, "'", lower)
-    return [lower]
+    if lower in _WRITTEN:
+        return [_WRITTEN[lower]]
+    if lower in _SPLIT:
+        return _SPLIT[lower]
+    if _CLITIC.fullmatch(lower):
+        return [re.sub(_APO, "'", lower)]
+    return [lower.replace(" ", "\u00a0").replace("&amp;", "&").replace("(", "-lrb-").replace(")", "-rrb-")]
