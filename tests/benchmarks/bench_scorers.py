@@ -102,8 +102,7 @@ def main() -> None:
     lines = {picture: [" ".join(tokenize(text)) for text in own] for picture, own in references.items()}
     lone = {picture: [" ".join(tokenize(text))] for picture, text in captions.items()}
     theirs = [
-        seconds(lambda each=each: each().compute_score(lines, lone), 1)  # type: ignore[misc]
-        for each in (lambda: Quiet(4), Rouge, Cider)
+        seconds(lambda each=each: each().compute_score(lines, lone), 1) for each in (lambda: Quiet(4), Rouge, Cider)
     ]
     rows.append(("the same by pycocoevalcap, tokens given", f"{sum(theirs):.2f} s"))
     columns = score(captions, references, with_meteor=False).columns()
@@ -136,7 +135,7 @@ def main() -> None:
     print("\n".join(f"{name:{width}}  {value}" for name, value in rows))
 
 
-class Quiet(Bleu):  # type: ignore[misc]
+class Quiet(Bleu):
     """pycocoevalcap's BLEU prints as it goes."""
 
     def compute_score(self, gts: Any, res: Any) -> Any:
