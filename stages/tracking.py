@@ -78,11 +78,12 @@ def start(profile: str, params: Mapping[str, Any], device: str, run_id: str | No
         return run
 
 
-def reopen(run_file: str | Path, stage: str, settings: Mapping[str, Any]) -> Run:
+def reopen(run_file: str | Path, stage: str, settings: Mapping[str, Any] | None = None) -> Run:
     """The run of a trained model, found by train's models/P/run.json, for `stage` to add to; settings are the stage's.
 
-    What the store lacks of the run is written from the file; a run that it does not know is rebuilt. Raises StoreError
-    when the store cannot be opened, ValueError when the file is not one that train wrote.
+    To be called before the stage works, since it may raise: StoreError when the store cannot be opened, ValueError when
+    the file is not one that train wrote. What the store lacks of the run is written from the file; a run that it does
+    not know is rebuilt.
     """
     record = read_json(run_file)
     missing = {"run_id", "profile", "name", "started", "params", "tags", "inputs", "metrics"} - set(record)
@@ -100,7 +101,7 @@ def reopen(run_file: str | Path, stage: str, settings: Mapping[str, Any]) -> Run
         if stored.info.status != "FINISHED":
             client.set_terminated(run.id, "FINISHED", _milliseconds(record.get("ended", time.time())))
         now = {"commit": provenance.commit() or "none", "code": _code()}
-        run.tag(dict(flat({stage: {**settings, **now}})))
+        run.tag(dict(flat({stage: {**(settings or {}), **now}})))
         return run
 
 
@@ -126,6 +127,7 @@ class Run:
         self._written = self._history()
         self._ended = False
         self._complained = False
+        self._patience = 0.0  # until this time no curves are sent: the store failed, and failing takes its time
 
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
         """Writes one point of each curve, in one call. None is left out. A (key, step) that is there stays as it is, so
@@ -135,7 +137,8 @@ class Run:
         if new:
             row = {"step": step, "at": time.time(), **new}
             self._record["metrics"].append(row)
-            self._send(row)
+            self._waiting.append(row)
+            self._send()
 
     def score(self, card: Mapping[str, Any]) -> None:
         """Writes the numbers of a score card, nested as it is ({"test": {"cider": 0.9}} is test.cider); a new value
@@ -146,9 +149,8 @@ class Run:
         numbers = {key: value for key, value in _leaves(card) if isinstance(value, int | float)}
         latest = self._stored.data.metrics
         points = [Metric(key, float(value), now, 0) for key, value in numbers.items() if latest.get(key) != value]
-        for some in range(0, len(points), 1000):  # MLflow takes a thousand at once
-            with self._lasting():
-                self._client.log_batch(self.id, metrics=points[some : some + 1000])
+        with self._lasting():
+            self._write(points)
 
     def tag(self, tags: Mapping[str, Any]) -> None:
         """Writes tags; a new value replaces the old one."""
@@ -190,6 +192,7 @@ class Run:
         if self._alive is None:
             return
         self._record["ended"] = time.time()
+        self._send(hurry=True)
         with self._lasting():
             self._client.set_terminated(self.id, status, _milliseconds(self._record["ended"]))
         Path(self._alive.name).unlink(missing_ok=True)
@@ -211,8 +214,8 @@ class Run:
             if params or tags:
                 self._client.log_batch(self.id, params=params, tags=tags)
             _log_inputs(self._client, self.id, [i for i in self._record["inputs"] if (i[0], i[1]) not in known])
-        for row in self._record["metrics"]:
-            self._send(row)
+        self._waiting = [*self._record["metrics"]]
+        self._send()
 
     def recall(self) -> None:
         """Takes the curves that the store has into the record: they were written before this process went on."""
@@ -221,22 +224,26 @@ class Run:
             rows.setdefault(step, {"step": step, "at": point.timestamp / 1000})[key] = point.value
         self._record["metrics"] = [*rows.values()]
 
-    def _send(self, row: dict[str, Any]) -> None:
-        """Writes the points of `row` that the store lacks, and of every earlier row that it did not take."""
+    def _send(self, hurry: bool = False) -> None:
+        """Writes, in one call, the points of all rows that the store has not taken yet."""
         from mlflow.entities import Metric
 
-        self._waiting.append(row)
+        if time.monotonic() < self._patience and not hurry:
+            return
         points = {
-            (key, each["step"]): Metric(key, value, _milliseconds(each["at"]), each["step"])
-            for each in self._waiting
-            for key, value in each.items()
-            if key not in ("step", "at") and (key, each["step"]) not in self._written
+            (key, row["step"]): Metric(key, value, _milliseconds(row["at"]), row["step"])
+            for row in self._waiting
+            for key, value in row.items()
+            if key not in ("step", "at") and (key, row["step"]) not in self._written
         }
         with self._lasting():
-            if points:
-                self._client.log_batch(self.id, metrics=list(points.values()))
+            self._write([*points.values()])
             self._written |= points
             self._waiting.clear()
+
+    def _write(self, points: Sequence[Metric]) -> None:
+        for some in range(0, len(points), 1000):  # MLflow takes a thousand at once
+            self._client.log_batch(self.id, metrics=points[some : some + 1000])
 
     def _history(self) -> dict[tuple[str, int], Metric]:
         """All points of curves that the store has, by (key, step)."""
@@ -250,6 +257,7 @@ class Run:
     @contextmanager
     def _lasting(self) -> Iterator[None]:
         """Keeps a stage working when the store fails: what it makes is worth more than the record of it."""
+        began = time.monotonic()
         try:
             with problems():
                 yield
@@ -262,6 +270,7 @@ class Run:
                     file=sys.stderr,
                 )
             self._complained = True
+            self._patience = time.monotonic() + 10 * (time.monotonic() - began)
 
     def __enter__(self) -> Self:
         return self
@@ -294,8 +303,9 @@ def store() -> MlflowClient:
 def _open(where: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # about ten seconds; mlflow's seven take minutes
-    for chatty in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # `problems` says it in one line
     from mlflow import MlflowClient
 
     if (database := _database(where)) is None:
@@ -314,7 +324,7 @@ def _open(where: str) -> MlflowClient:
 
 
 def _database(where: str) -> Path | None:
-    return Path(where.removeprefix("sqlite:///")) if where.startswith("sqlite:///") else None
+    return Path(where.removeprefix("sqlite:///").partition("?")[0]) if where.startswith("sqlite:///") else None
 
 
 def _artifacts(where: str) -> Path | None:
@@ -365,7 +375,7 @@ def problems() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:400]
         raise StoreError(
             f"The MLflow store {uri()} failed: {reason} "
             f"(MLFLOW_TRACKING_URI says where it is; unset, it is mlflow.db in the repository's root)"
@@ -380,7 +390,7 @@ def package(folder: Path, code: Path, artifacts: Mapping[str, Path], example: An
 
     logging.getLogger("mlflow.models").setLevel(logging.WARNING)
     with problems(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that MLflow does not check inputs hinted as Any: the model does
+        warnings.showwarning = lambda *_, **__: None  # that inputs hinted as Any are not checked: the model checks them
         mlflow.pyfunc.save_model(
             folder,
             python_model=str(code),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from stores import repository, template
+
+__all__ = ["repository", "shared", "template"]
 
 
 @pytest.fixture(scope="session")

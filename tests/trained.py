@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import runpy
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import pytest
 import torch
 import yaml
+from stores import git
 
 from stages import tracking
 from stages.evaluate.results import write_results
@@ -25,6 +23,7 @@ from stages.features.encoders import ENCODERS
 from stages.fetch.captions import Picture, write_captions
 from stages.files import write_json
 from stages.lineage import md5
+from stages.scorers.meteor import MeteorUnavailable
 from stages.train.artifact import Artifact
 from stages.train.decoders import Shape
 from stages.train.decoders import build as build_decoder
@@ -33,40 +32,6 @@ from stages.vocab.vocabulary import SPECIALS, Vocabulary
 
 SOURCE = Path(__file__).resolve().parent.parent
 WORDS = ("a", "dog", "cat", "runs", "sleeps", "on", "grass", "the", "red", "sofa", "child", "with", "ball", "plays")
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty SQLite store: making one takes seconds, copying it nothing. One for all of pytest-xdist's workers."""
-    base = tmp_path_factory.getbasetemp()
-    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "template.db"
-    with tracking.locked(place):
-        if not place.exists():
-            partial = place.with_suffix(".partial")
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-c",
-                    f"from mlflow import MlflowClient as C; C('sqlite:///{partial}').search_experiments()",
-                ],
-                check=True,
-                capture_output=True,
-                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-            )
-            partial.rename(place)
-    return place
-
-
-@pytest.fixture
-def repository(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository with an empty store, in which the test works."""
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE"):
-        monkeypatch.delenv(name, raising=False)
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    shutil.copy(template, folder / "mlflow.db")
-    monkeypatch.chdir(folder)
-    return folder
 
 
 class Trained:
@@ -82,15 +47,18 @@ class Trained:
         (folder / "stages" / "model.py").write_text("LAYERS = 1\n")
         (folder / ".gitignore").write_text("/data/\n/models/\n/reports/\n/mlflow.db*\n/mlartifacts/\n/.dvc/\n")
         git(folder, "init", "-q", "-b", "main")
-        self.pictures = [
-            Picture(i, f"{i}.png", 64, 64, (sentence(3 * i), sentence(3 * i + 1))) for i in range(1, pictures + 1)
-        ]
-        for split in ("train", "val", "test"):
-            write_captions(self.data / f"captions_{split}.json", self.pictures, {"description": split})
+        numbers = range(1, pictures + 1)
+        self.show([Picture(i, f"{i}.png", 64, 64, (sentence(3 * i), sentence(3 * i + 1))) for i in numbers])
         write_json(self.data / "vocab.json", [*SPECIALS, *WORDS])
         (self.data / "features").mkdir()
         (self.data / "features" / "index.json").write_text("{}\n")
         write_json(self.reports / "fetch.json", {"source": source})
+
+    def show(self, pictures: Sequence[Picture]) -> None:
+        """Has all splits hold these pictures."""
+        self.pictures = pictures
+        for split in ("train", "val", "test"):
+            write_captions(self.data / f"captions_{split}.json", pictures, {"description": split})
 
     def train(self, seed: int) -> tracking.Run:
         """Writes a captioner whose weights are drawn from `seed`, and its run."""
@@ -125,7 +93,8 @@ class Trained:
         references = {picture.id: picture.captions for picture in self.pictures}
         training = Training([picture.captions for picture in self.pictures])
         decoding = {"beam": beam, "length_penalty": 0.7, "max_words": 8}
-        card = build(captions, references, split="test", training=training, decoding=decoding, resamples=100)
+        with patch("stages.scorers.meteor.statistics", side_effect=MeteorUnavailable("it takes seconds to start")):
+            card = build(captions, references, split="test", training=training, decoding=decoding, resamples=100)
         write_results(self.reports / "captions_test.json", captions)
         write_json(self.reports / "metrics.json", {"test": card, "val": card})
         with tracking.reopen(self.models / "run.json", "evaluate", self.block[self.profile]["evaluate"]) as run:
@@ -166,12 +135,6 @@ def sentence(number: int) -> str:
     """A sentence of six words, another one for almost every number."""
     digest = hashlib.sha256(str(number).encode()).digest()
     return " ".join(WORDS[byte % len(WORDS)] for byte in digest[:6])
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout
 
 
 def stage(name: str, *arguments: str) -> None:

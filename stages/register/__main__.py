@@ -87,6 +87,7 @@ def register(profile: str, settings: Settings) -> None:
     model = read(profile)
     run_file = Path("models") / profile / "run.json"
     with tracking.reopen(run_file, "register", settings.model_dump()) as record:
+        record.score(model.metrics)  # where evaluate could not write them, or the run was rebuilt
         registry = Registry(settings.model)
         with registry.alone():
             version = registry.find(model.weights) or add(registry, record, model)

@@ -12,7 +12,6 @@ What is wrong with a request is answered with status 400 and one sentence; the s
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import os
@@ -51,7 +50,8 @@ class Refused(MlflowException):
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", UserWarning)  # that Any is not checked: predict does it, with better words
+    # MLflow warns, past every filter, that it does not check inputs hinted as Any: predict does it, with better words.
+    warnings.showwarning = lambda *_, **__: None
 
     class ServedCaptioner(PythonModel):
         """Captions pictures; one request at a time, since torch already uses every core for it."""
@@ -114,9 +114,10 @@ def _open(given: Any, size: int) -> Image.Image:
         text = given.partition(",")[2] if given.startswith("data:") else given
         _check_bytes(len(text) * 3 // 4)
         try:
-            return _decode(base64.b64decode(text, validate=True), size)
-        except binascii.Error as error:
+            data = base64.b64decode(text, validate=True)
+        except ValueError as error:
             raise PictureError(f"is not base64 ({error})") from error
+        return _decode(data, size)
     raise PictureError(f"is {type(given).__name__}: send a picture's file as base64 text")
 
 
