@@ -86,8 +86,8 @@ def test_human_row_leaves_one_out() -> None:
 def test_one_reference_leaves_no_human_row() -> None:
     card = build(references=REFERENCES | {3: ["Two dogs"]})
     assert card["rows"]["human"] is None
-    assert "1 images have one caption" in card["method"]["no_human"]
-    assert "1 images have one caption" in scorecard.markdown({"test": card})
+    assert "no other caption to hold it against in 1 of 3 images" in card["method"]["no_human"]
+    assert "no other caption to hold it against in 1 of 3 images" in scorecard.markdown({"test": card})
 
 
 @pytest.mark.usefixtures("no_java")
@@ -113,7 +113,7 @@ def test_without_features_no_neighbours() -> None:
 
 @pytest.mark.usefixtures("no_java")
 def test_missing_captions_are_an_error() -> None:
-    with pytest.raises(ScoreError, match=r"1 pictures have references and no caption \(3\)"):
+    with pytest.raises(ScoreError, match=r"captions are missing for 1 of 3 pictures \(3\)"):
         scorecard.build(
             {11: "a bus", 20: "a man"}, REFERENCES, split="val", training=TRAINING, decoding={}, resamples=0
         )

@@ -249,6 +249,16 @@ def test_meteor_with_a_java_that_fails(
         meteor.statistics([["a"]], [[["a"]]])
 
 
+def test_meteor_with_a_java_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = tmp_path / "java"
+    fake.write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(meteor, "START_SECONDS", 0.4)
+    with pytest.raises(meteor.MeteorUnavailable, match="did not answer within 0 s"):
+        meteor.statistics([["a"]], [[["a"]]])
+
+
 # From raw text: what pycocoevalcap 1.2 with Java 17 prints of these captions; the test asks it again where Java is.
 OWN = {
     1: ("a man rides a horse on the beach", ["A man is riding a brown horse.", "A person rides a horse on a beach ."]),

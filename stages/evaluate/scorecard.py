@@ -154,7 +154,7 @@ def human_row(references: Mapping[int, Sequence[str]]) -> tuple[Scores | None, s
     with n.
     """
     if alone := sum(len(own) < 2 for own in references.values()):
-        return None, f"{alone:,} images have one caption, which leaves none to hold it against"
+        return None, f"no other caption to hold it against in {alone:,} of {len(references):,} images"
     taken = {picture: i % len(references[picture]) for i, picture in enumerate(sorted(references))}
     captions = {picture: references[picture][place] for picture, place in taken.items()}
     others = {picture: [*own[: taken[picture]], *own[taken[picture] + 1 :]] for picture, own in references.items()}

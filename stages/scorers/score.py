@@ -144,7 +144,7 @@ class Judge:
         if not references:
             raise ScoreError("there are no references to score against")
         if bare := sorted(picture for picture, texts in references.items() if not texts):
-            raise ScoreError(f"{len(bare):,} pictures have no references ({_some(bare)})")
+            raise ScoreError(f"pictures without references: {len(bare):,} of {len(references):,} ({_some(bare)})")
         for picture, own in references.items():
             for text in own:
                 _no_special("reference", picture, text)
@@ -175,15 +175,14 @@ class Judge:
         missing = [picture for picture in self.pictures if picture not in captions]
         extra = sorted(captions.keys() - set(self.pictures))
         if missing or extra:
-            told = [
-                f"{len(ids):,} pictures have {what} ({_some(ids)})"
-                for ids, what in ((missing, "references and no caption"), (extra, "a caption and no references"))
-                if ids
-            ]
-            raise ScoreError(
-                f"{' and '.join(told)}: a score counts only over all {len(self.pictures):,} pictures of its split;"
-                " caption the missing ones and take out the others"
-            )
+            told = []
+            if missing:
+                told.append(
+                    f"captions are missing for {len(missing):,} of {len(self.pictures):,} pictures ({_some(missing)})"
+                )
+            if extra:
+                told.append(f"{len(extra):,} are of pictures without references ({_some(extra)})")
+            raise ScoreError(f"{' and '.join(told)}: a score counts over all pictures of its split and no others")
         for picture in self.pictures:
             _no_special("caption", picture, captions[picture])
 
