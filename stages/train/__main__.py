@@ -57,8 +57,10 @@ def main() -> None:
         settings.hidden,
         settings.dropout,
     )
+    decoder = build(shape)
+    decoder.standardise(torch.tensor(features.array("train", "pooled")[examples["train"].rows]).float())
     training = Training(
-        build(shape),
+        decoder,
         settings,
         examples["train"],
         source["train"],

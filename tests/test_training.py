@@ -1,0 +1,277 @@
+"""Training: every caption once, the same weights after kill -9 as without, Ctrl-C that saves, mistakes that are told."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from stages.features.store import Draft, Features
+from stages.fetch.captions import Picture, write_captions
+from stages.files import read_json, sha256
+from stages.train.artifact import Artifact
+from stages.train.batches import Examples, Source, epoch, in_order, load_batch
+from stages.train.decoders import Shape, build
+from stages.train.loop import Training, mean_loss
+from stages.train.settings import Settings
+from stages.vocab.vocabulary import SPECIALS, Vocabulary
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+COLOURS = ("red", "green", "blue", "black", "white")
+THINGS = ("dog", "cat", "boat", "house", "tree")
+
+
+def settings(**changes: Any) -> Settings:
+    block = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["sample"]["train"]
+    small = {"embedding": 16, "hidden": 16, "batch": 8, "epochs": 3, "patience": 30, "precision": "float32", "device": "cpu", "learning_rate": 0.02, "dropout": 0.1}
+    return Settings(**{**block, **small, **changes})
+
+
+def make_project(root: Path, template: Path, **changes: Any) -> Path:
+    """A profile `tiny` with 60 pictures whose features say what their captions say, ready for `python -m stages.train`."""
+    shutil.copy(template, root / "mlflow.db")
+    block = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["sample"]
+    block["train"] = settings(**changes).model_dump()
+    (root / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": block}))
+    data = root / "data" / "tiny"
+    generator = np.random.default_rng(0)
+    meaning = generator.normal(size=(len(COLOURS) + len(THINGS), 12))
+    draft = Draft(data / "features.partial", "made up")
+    splits: dict[str, list[int]] = {}
+    number = 0
+    for split, count in (("train", 40), ("val", 10), ("test", 10)):
+        pictures, rows = [], []
+        for _ in range(count):
+            colour, thing = generator.integers(len(COLOURS)), generator.integers(len(THINGS))
+            words = f"{COLOURS[colour]} {THINGS[thing]}"
+            captions = (f"a {words}", f"there is a {words} here", f"one {words} in the picture")
+            pictures.append(Picture(number, f"{number}.png", 1, 1, captions[: 2 + number % 2]))
+            rows.append(meaning[colour] + meaning[len(COLOURS) + thing])
+            number += 1
+        draft.open(f"{split}_pooled.npy", (count, 12), begun=False)
+        draft.arrays[f"{split}_pooled.npy"][:] = np.array(rows)
+        draft.save(split, count)
+        draft.close_arrays()
+        splits[split] = [picture.id for picture in pictures]
+        write_captions(data / f"captions_{split}.json", pictures, {})
+    encoder = {"encoder": "made up", "weights": "none", "weights_sha256": "0" * 64, "precision": "float32"}
+    preprocessing = {"preprocessing": {"size": 32, "resize": "squash"}, "channels": 12, "regions": 1, "mirror": False}
+    draft.finish(data / "features", {**encoder, **preprocessing, "splits": splits})
+    words = sorted({word for text in ("a there is here one in the picture", *COLOURS, *THINGS) for word in text.split()})
+    Vocabulary((*SPECIALS, *words)).write(data / "vocab.json")
+    return root
+
+
+def environment(root: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "DVC_ROOT": str(root), "OMP_NUM_THREADS": "1"}
+
+
+def train(root: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stages.train"]
+    return subprocess.run(
+        command, cwd=root, env=environment(root) | more, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path:
+    """A run that nobody disturbed."""
+    root = make_project(tmp_path_factory.mktemp("straight"), template, epochs=30)
+    done = train(root)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def outputs(root: Path) -> dict[str, str]:
+    names = ("models/tiny/captioner.safetensors", "reports/tiny/training.csv")
+    return {name: sha256(root / name) for name in names}
+
+
+def test_it_learns_and_keeps_the_epoch_with_the_best_captions(straight: Path) -> None:
+    table = pd.read_csv(straight / "reports/tiny/training.csv")
+    assert list(table.columns) == ["epoch", "train_loss", "learning_rate", "val_loss", "val_cider", "val_bleu_4"]
+    assert table.epoch.tolist() == list(range(1, len(table) + 1))
+    assert table.train_loss.iloc[-1] < 0.5 * table.train_loss.iloc[0]
+    assert table.val_cider.max() > 3 * table.val_cider.iloc[0]
+    assert not (straight / "models/tiny/unfinished.pt").exists()
+    assert read_json(straight / "models/tiny/run.json")["run_id"]
+    # The artifact holds the weights of the best epoch: their val loss is that of its row.
+    artifact = Artifact.load(straight / "models/tiny/captioner.safetensors")
+    features = Features(straight / "data/tiny/features")
+    from stages.fetch.captions import read_captions
+
+    examples = Examples.of(read_captions(straight / "data/tiny/captions_val.json"), features, "val", artifact.vocabulary)
+    source = Source(features, "val", grid=False, mirror=False)
+    cpu = torch.device("cpu")
+    loss = mean_loss(artifact.decoder, examples, source, batch=8, device=cpu, dtype=torch.float32)
+    assert loss == pytest.approx(table.val_loss[table.val_cider.idxmax()], abs=1e-4)
+
+
+def test_killed_anywhere_it_ends_with_the_same_bytes(straight: Path, tmp_path: Path, template: Path) -> None:
+    """kill -9 three times, each time a little after the checkpoint changed, then left alone."""
+    root = make_project(tmp_path, template, epochs=30, checkpoint_minutes=1e-9)  # a checkpoint after every step
+    checkpoint = root / "models/tiny/unfinished.pt"
+    for kill in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stages.train"], cwd=root, env=environment(root), stdout=subprocess.PIPE
+        )
+        seen, changes, deadline = None, 0, time.monotonic() + 90
+        while changes < 40 and process.poll() is None and time.monotonic() < deadline:
+            now = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+            changes, seen = changes + (now != seen), now
+            time.sleep(0.001)
+        assert process.poll() is None, f"it was over before kill {kill}: {process.communicate()}"
+        process.kill()
+        process.communicate()
+        assert not (root / "models/tiny/captioner.safetensors").exists(), "nothing half-done under a final name"
+        assert checkpoint.exists()
+    done = train(root)
+    assert done.returncode == 0, done.stderr
+    assert "goes on after epoch" in done.stdout
+    assert outputs(root) == outputs(straight)
+    curves = {row["step"] for row in read_json(root / "models/tiny/run.json")["metrics"]}
+    assert curves == set(range(1, 31)), "the record of the run has every epoch, those before the kills too"
+
+
+def test_ctrl_c_saves_and_the_next_start_goes_on(straight: Path, tmp_path: Path, template: Path) -> None:
+    root = make_project(tmp_path, template, epochs=30)
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "stages.train"],
+        cwd=root,
+        env=environment(root),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch  2"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "stopped and saved: `dvc repro` goes on from here" in rest
+    assert "Traceback" not in errors
+    done = train(root)
+    assert "goes on after epoch" in done.stdout
+    assert outputs(root) == outputs(straight)
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_with(tmp_path: Path, template: Path) -> None:
+    root = make_project(tmp_path, template, epochs=2)
+    (root / "models/tiny").mkdir(parents=True)
+    source = Source(Features(root / "data/tiny/features"), "train", grid=False, mirror=False)
+    examples = Examples([0], [[[1, 5, 2]]])
+    other = Training(
+        build(Shape("show_tell", 24, 12, 16, 16)), settings(), examples, source,
+        device=torch.device("cpu"), dtype=torch.float32, checkpoint=root / "models/tiny/unfinished.pt", fingerprint="other",
+    )  # fmt: skip
+    other.save()
+    done = train(root)
+    assert done.returncode == 0, done.stderr
+    assert "goes on" not in done.stdout
+
+
+@pytest.mark.parametrize("captions_per_picture", [1, 2, 5])
+def test_an_epoch_has_every_caption_once(captions_per_picture: int) -> None:
+    examples = Examples(list(range(50)), [[[1, 2]] * (1 + picture % 6) for picture in range(50)])
+    batches = epoch(examples, 16, captions_per_picture, np.random.default_rng(1))
+    seen = Counter((picture, place) for batch in batches for picture, places in batch for place in places)
+    assert seen == Counter((p, c) for p in range(50) for c in range(1 + p % 6))
+    assert max(sum(len(places) for _, places in batch) for batch in batches) <= 16
+    order = [picture for batch in batches for picture, _ in batch]
+    again = [picture for batch in epoch(examples, 16, captions_per_picture, np.random.default_rng(1)) for picture, _ in batch]
+    other = [picture for batch in epoch(examples, 16, captions_per_picture, np.random.default_rng(2)) for picture, _ in batch]
+    assert order == again != other
+    first_round = order[:50]
+    assert sorted(first_round) == list(range(50)), "shuffled over the whole split: one round has every picture"
+    assert np.abs(np.argsort(first_round) - np.arange(50)).mean() > 8, "and far from its place in the file"
+
+
+def test_mean_loss_is_cross_entropy_over_all_words(straight: Path) -> None:
+    """Against torch's own, one caption at a time and unpacked."""
+    features = Features(straight / "data/tiny/features")
+    artifact = Artifact.load(straight / "models/tiny/captioner.safetensors")
+    from stages.fetch.captions import read_captions
+
+    examples = Examples.of(read_captions(straight / "data/tiny/captions_val.json"), features, "val", artifact.vocabulary)
+    source = Source(features, "val", grid=False, mirror=False)
+    made, total, count = artifact.decoder, 0.0, 0
+    for groups in in_order(examples, 1):
+        pooled, _, words = load_batch(groups, examples, source, None)
+        with torch.no_grad():
+            picture = made.context(pooled.float())
+            for places in groups[0][1]:
+                caption = examples.captions[groups[0][0]][places]
+                state = made.start(picture, 1)
+                for read, predict in zip(caption[:-1], caption[1:], strict=True):
+                    logits, state = made.step(torch.tensor([[read]]), state, picture)
+                    total += float(torch.nn.functional.cross_entropy(logits[0], torch.tensor([predict])))
+                    count += 1
+        assert words.predict.numel() == sum(len(examples.captions[groups[0][0]][p]) - 1 for p in groups[0][1])
+    cpu = torch.device("cpu")
+    assert mean_loss(made, examples, source, batch=7, device=cpu, dtype=torch.float32) == pytest.approx(total / count, abs=1e-5)
+
+
+def test_the_learning_rate_rises_and_falls_as_set() -> None:
+    source = Source.__new__(Source)
+    examples = Examples(list(range(80)), [[[1, 2]]] * 80)
+    made = Training(
+        build(Shape("show_tell", 5, 5, 5, 5)), settings(epochs=10, warmup=0.1, learning_rate=1.0), examples, source,
+        device=torch.device("cpu"), dtype=torch.float32,
+    )  # fmt: skip
+    rates = [made.rate(step) for step in range(made.total_steps)]
+    assert made.total_steps == 100
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == pytest.approx(1)
+    assert rates[55] == pytest.approx(0.5, abs=0.01)
+    assert rates[-1] < 0.001
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("rm data/tiny/features/index.json", r"holds no whole features: run `dvc repro features`"),
+        ("rm data/tiny/vocab.json", r"vocab.json: No such file"),
+        ("echo '[\"a\"]' > data/tiny/vocab.json", r"a vocabulary begins with <pad> <start> <end> <unk>"),
+        ("head -c 50 data/tiny/captions_val.json > x && mv x data/tiny/captions_val.json", r"is not whole JSON"),
+        ("sed -i 's/learning_rate: .*/learning_rate: -1/' params.yaml", r"tiny.train.learning_rate = -1 \(must be greater"),
+        ("sed -i 's/device: cpu/device: cuda/' params.yaml", r"device: cuda is not here \(this machine has"),
+    ],
+)
+def test_wrong_input_is_told(damage: str, message: str, tmp_path: Path, template: Path) -> None:
+    if "cuda" in damage and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU, so asking for one is no mistake")
+    root = make_project(tmp_path, template)
+    subprocess.run(["bash", "-c", damage], cwd=root, check=True)
+    done = train(root)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(message, done.stderr)
+
+
+def test_a_loss_that_is_no_number_is_told(straight: Path) -> None:
+    features = Features(straight / "data/tiny/features")
+    source = Source(features, "train", grid=False, mirror=False)
+    made = build(Shape("show_tell", 24, 12, 16, 16))
+    with torch.no_grad():
+        made.lstm.weight_hh_l0.fill_(torch.nan)  # type: ignore[operator, union-attr]
+    training = Training(
+        made, settings(), Examples([0], [[[1, 5, 2]]]), source, device=torch.device("cpu"), dtype=torch.float32
+    )
+    with pytest.raises(ValueError, match=r"loss is nan in epoch 1, step 1: lower train.learning_rate = "):
+        training.train(lambda _: ({}, 0.0), lambda *_: None)
