@@ -1,6 +1,6 @@
 """A small server with COCO's layout and, on demand, with every fault that a download can meet.
 
-    python tests/mirror.py [PORT]       serves until Ctrl-C and prints the settings with which fetch uses it
+    python tests/mirror.py [PORT [FOLDER]]      serves until Ctrl-C and prints the settings with which fetch uses it
 
 What it serves (`build`): 80 photographs of COCO from ../shared/data where that exists, else drawn ones; in archives,
 under names and with annotations as COCO has them in both years, Karpathy's split of them, and md5 sums of all that.
@@ -279,11 +279,17 @@ def drawn(count: int = 80) -> tuple[dict[int, bytes], dict[int, list[str]]]:
 
 def main() -> None:
     """Serves until Ctrl-C."""
-    port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    with tempfile.TemporaryDirectory() as folder, Mirror(build(Path(folder)), port) as mirror:
-        print(f"base_url: {mirror.url}\nkarpathy: {mirror.url}/caption_datasets.zip\nexpect: own", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+    given = dict(enumerate(sys.argv))
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(given[2]) if 2 in given else build(Path(made))
+        with Mirror(folder, int(given.get(1, "0"))) as mirror:
+            wait(mirror)
+
+
+def wait(mirror: Mirror) -> None:
+    print(f"base_url: {mirror.url}\nkarpathy: {mirror.url}/caption_datasets.zip\nexpect: own", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -9,29 +9,17 @@ verifies. Times are wall clock, the best of the rounds, since other work on the 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+from stages.fetch.download import download
 
-from mirror import Mirror  # noqa: E402
-
-from stages.fetch.download import download  # noqa: E402
-
-
-def serve(folder: Path, tell: Connection) -> None:
-    """A process of its own, so that it shares no interpreter with what is measured."""
-    with Mirror(folder) as mirror:
-        tell.send(mirror.url)
-        tell.recv()
+MIRROR = Path(__file__).resolve().parents[1] / "mirror.py"
 
 
 def main() -> None:
@@ -45,10 +33,11 @@ def main() -> None:
                 file.write(number.to_bytes(8, "little") + block[8:])
         with served.open("rb") as file:
             md5 = hashlib.file_digest(file, "md5").hexdigest()
-        ours, theirs = multiprocessing.Pipe()
-        server = multiprocessing.Process(target=serve, args=(folder, theirs), daemon=True)
-        server.start()
-        url = f"{ours.recv()}/file.zip"
+        # A process of its own, so that it shares no interpreter with what is measured.
+        command = [sys.executable, str(MIRROR), "0", str(folder)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        url = f"{server.stdout.readline().split()[1]}/file.zip"
         curl = ["curl", "--silent", "--fail", "--output", str(target), url]
         kinds: dict[str, Callable[[], object]] = {
             "curl": lambda: subprocess.run(curl, check=True),
@@ -71,7 +60,8 @@ def main() -> None:
                 began = time.perf_counter()
                 run()
                 times[kind].append(time.perf_counter() - began)
-        ours.send(None)
+        server.terminate()
+        server.communicate()
         print(f"{megabytes:,} MB, best of {rounds} rounds, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
         for kind, seconds in times.items():
             print(f"{kind:26}{megabytes / min(seconds):7.0f} MB/s {min(times['curl']) / min(seconds):6.2f} of curl")

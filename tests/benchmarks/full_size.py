@@ -26,11 +26,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from stages.fetch.pictures import Pictures
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY)]
-
-from stages.fetch.pictures import Pictures  # noqa: E402
-
 PARTS = {"train": (118_287, 591_753), "val": (5_000, 25_014)}  # pictures and captions
 PHOTOGRAPHS = 2_000  # members as large as a photograph: enough to read in no order, and 0.3 GB instead of 20
 BYTES = 160_000  # of a photograph: train2017.zip's 19.3 GB over 118,287
@@ -107,7 +105,6 @@ def measure(folder: Path) -> None:
         "expect": "own",
     }
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "coco", "coco": block}, sort_keys=False))
-    (folder / "stages").symlink_to(REPOSITORY / "stages")
     total = 0.0
     for stage in ("fetch", "vocab"):
         began = time.perf_counter()
