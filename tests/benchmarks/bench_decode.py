@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,7 @@ from PIL.Image import Resampling
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
-
-from stages.fetch.pictures import Pictures, decode  # noqa: E402
+from stages.fetch.pictures import Pictures, decode
 
 SIDE = 224
 
