@@ -152,13 +152,17 @@ def test_several_decoders_vote_by_mean_log_probability() -> None:
     seen, seen_by_other = context(one, 6), context(other, 6)
     decoding = Decoding(beam=3, length_penalty=0.0, max_words=6)
     assert beam_search([one, one], [seen, seen], decoding) == [
-        [Hypothesis(h.words, pytest.approx(h.score, abs=1e-5)) for h in best] for best in beam_search([one], [seen], decoding)
+        [Hypothesis(h.words, pytest.approx(h.score, abs=1e-5)) for h in best]
+        for best in beam_search([one], [seen], decoding)
     ]
     for i, best in enumerate(beam_search([one, other], [seen, seen_by_other], decoding)):
-        mean = sum(
-            score(made, tuple(part[i : i + 1] for part in its), best[0].words, 0.0).score
-            for made, its in ((one, seen), (other, seen_by_other))
-        ) / 2
+        mean = (
+            sum(
+                score(made, tuple(part[i : i + 1] for part in its), best[0].words, 0.0).score
+                for made, its in ((one, seen), (other, seen_by_other))
+            )
+            / 2
+        )
         assert best[0].score == pytest.approx(mean, abs=1e-4)
 
 

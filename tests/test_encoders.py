@@ -1,4 +1,4 @@
-"""Encoders against their authorities: torchvision's ResNet-50, the package's EfficientNet-Lite0, and what frozen means."""
+"""Encoders against torchvision's ResNet-50 and the EfficientNet-Lite0 package, and what frozen means."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_efficientnet_is_the_packages_network(lite: Encoder, pixels: torch.Tenso
 
 
 def test_efficientnet_knows_what_it_sees(lite: Encoder, shared: Path) -> None:
-    """Real ImageNet weights on real photographs: its classifier, over our pooled features, agrees with the network's."""
+    """Real ImageNet weights on photographs: its classifier, over our pooled features, agrees with the network's."""
     from stages.fetch.pictures import Pictures, decode
 
     archive = Pictures(shared / "coco" / "train2017_80images.zip")
@@ -131,16 +131,21 @@ def test_weights_by_name_come_from_torchvision_and_are_checked(
     entry = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+
+    def address_of(name: str) -> None:
+        url = property(lambda _: f"{address}/{name}")
+        monkeypatch.setattr(type(entry.value), "url", url, raising=False)
+
     try:
-        monkeypatch.setattr(type(entry.value), "url", property(lambda _: f"{address}/resnet50-{digest[:8]}.pth"), raising=False)
+        address_of(f"resnet50-{digest[:8]}.pth")
         assert ResNet50("IMAGENET1K_V2").weights_sha256 == ResNet50(str(resnet_file)).weights_sha256
-        monkeypatch.setattr(type(entry.value), "url", property(lambda _: f"{address}/resnet50-00000000.pth"), raising=False)
+        address_of("resnet50-00000000.pth")
         with pytest.raises(ValueError, match=r"invalid hash.*delete what was downloaded"):
             ResNet50("IMAGENET1K_V2")
     finally:
         server.shutdown()
         server.server_close()
-    monkeypatch.setattr(type(entry.value), "url", property(lambda _: f"{address}/gone-00000001.pth"), raising=False)
+    address_of("gone-00000001.pth")
     with pytest.raises(ValueError, match=r"could not be downloaded.*TORCH_HOME.*name a? ?local state dict"):
         ResNet50("IMAGENET1K_V2")
 

@@ -1,7 +1,8 @@
-"""Training: every caption once, the same weights after kill -9 as without, Ctrl-C that saves, mistakes that are told."""
+"""Training: every caption once, the same weights after kill -9 as without, Ctrl-C that saves, mistakes told."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ import torch
 import yaml
 
 from stages.features.store import Draft, Features
-from stages.fetch.captions import Picture, write_captions
+from stages.fetch.captions import Picture, read_captions, write_captions
 from stages.files import read_json, sha256
 from stages.train.artifact import Artifact
 from stages.train.batches import Examples, Source, epoch, in_order, load_batch
@@ -36,12 +37,13 @@ THINGS = ("dog", "cat", "boat", "house", "tree")
 
 def settings(**changes: Any) -> Settings:
     block = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["sample"]["train"]
-    small = {"embedding": 16, "hidden": 16, "batch": 8, "epochs": 3, "patience": 30, "precision": "float32", "device": "cpu", "learning_rate": 0.02, "dropout": 0.1}
-    return Settings(**{**block, **small, **changes})
+    small = {"embedding": 16, "hidden": 16, "batch": 8, "epochs": 3, "patience": 30, "learning_rate": 0.02}
+    exact = {"dropout": 0.1, "precision": "float32", "device": "cpu"}
+    return Settings(**{**block, **small, **exact, **changes})
 
 
 def make_project(root: Path, template: Path, **changes: Any) -> Path:
-    """A profile `tiny` with 60 pictures whose features say what their captions say, ready for `python -m stages.train`."""
+    """A profile `tiny` with 60 pictures whose features say what their captions say, ready for train."""
     shutil.copy(template, root / "mlflow.db")
     block = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["sample"]
     block["train"] = settings(**changes).model_dump()
@@ -70,7 +72,7 @@ def make_project(root: Path, template: Path, **changes: Any) -> Path:
     encoder = {"encoder": "made up", "weights": "none", "weights_sha256": "0" * 64, "precision": "float32"}
     preprocessing = {"preprocessing": {"size": 32, "resize": "squash"}, "channels": 12, "regions": 1, "mirror": False}
     draft.finish(data / "features", {**encoder, **preprocessing, "splits": splits})
-    words = sorted({word for text in ("a there is here one in the picture", *COLOURS, *THINGS) for word in text.split()})
+    words = sorted({"a", "there", "is", "here", "one", "in", "the", "picture", *COLOURS, *THINGS})
     Vocabulary((*SPECIALS, *words)).write(data / "vocab.json")
     return root
 
@@ -95,6 +97,11 @@ def straight(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path:
     return root
 
 
+def val_examples(root: Path, artifact: Artifact) -> Examples:
+    pictures = read_captions(root / "data/tiny/captions_val.json")
+    return Examples.of(pictures, Features(root / "data/tiny/features"), "val", artifact.vocabulary)
+
+
 def outputs(root: Path) -> dict[str, str]:
     names = ("models/tiny/captioner.safetensors", "reports/tiny/training.csv")
     return {name: sha256(root / name) for name in names}
@@ -111,9 +118,7 @@ def test_it_learns_and_keeps_the_epoch_with_the_best_captions(straight: Path) ->
     # The artifact holds the weights of the best epoch: their val loss is that of its row.
     artifact = Artifact.load(straight / "models/tiny/captioner.safetensors")
     features = Features(straight / "data/tiny/features")
-    from stages.fetch.captions import read_captions
-
-    examples = Examples.of(read_captions(straight / "data/tiny/captions_val.json"), features, "val", artifact.vocabulary)
+    examples = val_examples(straight, artifact)
     source = Source(features, "val", grid=False, mirror=False)
     cpu = torch.device("cpu")
     loss = mean_loss(artifact.decoder, examples, source, batch=8, device=cpu, dtype=torch.float32)
@@ -176,9 +181,15 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_with(tmp_path: Path, temp
     source = Source(Features(root / "data/tiny/features"), "train", grid=False, mirror=False)
     examples = Examples([0], [[[1, 5, 2]]])
     other = Training(
-        build(Shape("show_tell", 24, 12, 16, 16)), settings(), examples, source,
-        device=torch.device("cpu"), dtype=torch.float32, checkpoint=root / "models/tiny/unfinished.pt", fingerprint="other",
-    )  # fmt: skip
+        build(Shape("show_tell", 24, 12, 16, 16)),
+        settings(),
+        examples,
+        source,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        checkpoint=root / "models/tiny/unfinished.pt",
+        fingerprint="other",
+    )
     other.save()
     done = train(root)
     assert done.returncode == 0, done.stderr
@@ -193,8 +204,14 @@ def test_an_epoch_has_every_caption_once(captions_per_picture: int) -> None:
     assert seen == Counter((p, c) for p in range(50) for c in range(1 + p % 6))
     assert max(sum(len(places) for _, places in batch) for batch in batches) <= 16
     order = [picture for batch in batches for picture, _ in batch]
-    again = [picture for batch in epoch(examples, 16, captions_per_picture, np.random.default_rng(1)) for picture, _ in batch]
-    other = [picture for batch in epoch(examples, 16, captions_per_picture, np.random.default_rng(2)) for picture, _ in batch]
+    again, other = (
+        [
+            picture
+            for batch in epoch(examples, 16, captions_per_picture, np.random.default_rng(seed))
+            for picture, _ in batch
+        ]
+        for seed in (1, 2)
+    )
     assert order == again != other
     first_round = order[:50]
     assert sorted(first_round) == list(range(50)), "shuffled over the whole split: one round has every picture"
@@ -205,9 +222,7 @@ def test_mean_loss_is_cross_entropy_over_all_words(straight: Path) -> None:
     """Against torch's own, one caption at a time and unpacked."""
     features = Features(straight / "data/tiny/features")
     artifact = Artifact.load(straight / "models/tiny/captioner.safetensors")
-    from stages.fetch.captions import read_captions
-
-    examples = Examples.of(read_captions(straight / "data/tiny/captions_val.json"), features, "val", artifact.vocabulary)
+    examples = val_examples(straight, artifact)
     source = Source(features, "val", grid=False, mirror=False)
     made, total, count = artifact.decoder, 0.0, 0
     for groups in in_order(examples, 1):
@@ -217,13 +232,14 @@ def test_mean_loss_is_cross_entropy_over_all_words(straight: Path) -> None:
             for places in groups[0][1]:
                 caption = examples.captions[groups[0][0]][places]
                 state = made.start(picture, 1)
-                for read, predict in zip(caption[:-1], caption[1:], strict=True):
+                for read, predict in itertools.pairwise(caption):
                     logits, state = made.step(torch.tensor([[read]]), state, picture)
                     total += float(torch.nn.functional.cross_entropy(logits[0], torch.tensor([predict])))
                     count += 1
         assert words.predict.numel() == sum(len(examples.captions[groups[0][0]][p]) - 1 for p in groups[0][1])
     cpu = torch.device("cpu")
-    assert mean_loss(made, examples, source, batch=7, device=cpu, dtype=torch.float32) == pytest.approx(total / count, abs=1e-5)
+    found = mean_loss(made, examples, source, batch=7, device=cpu, dtype=torch.float32)
+    assert found == pytest.approx(total / count, abs=1e-5)
 
 
 def test_the_learning_rate_rises_and_falls_as_set() -> None:
@@ -239,7 +255,7 @@ def test_the_learning_rate_rises_and_falls_as_set() -> None:
     assert rates[10] == pytest.approx(1)
     assert rates[55] == pytest.approx(0.5, abs=0.01)
     assert rates[-1] < 0.001
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +265,10 @@ def test_the_learning_rate_rises_and_falls_as_set() -> None:
         ("rm data/tiny/vocab.json", r"vocab.json: No such file"),
         ("echo '[\"a\"]' > data/tiny/vocab.json", r"a vocabulary begins with <pad> <start> <end> <unk>"),
         ("head -c 50 data/tiny/captions_val.json > x && mv x data/tiny/captions_val.json", r"is not whole JSON"),
-        ("sed -i 's/learning_rate: .*/learning_rate: -1/' params.yaml", r"tiny.train.learning_rate = -1 \(must be greater"),
+        (
+            "sed -i 's/learning_rate: .*/learning_rate: -1/' params.yaml",
+            r"tiny.train.learning_rate = -1 \(must be greater",
+        ),
         ("sed -i 's/device: cpu/device: cuda/' params.yaml", r"device: cuda is not here \(this machine has"),
     ],
 )

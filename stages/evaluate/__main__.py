@@ -83,7 +83,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     """The command line; the stage itself is run without any."""
-    parser = argparse.ArgumentParser("python -m stages.evaluate", description="Scores captions of a profile's pictures.")
+    parser = argparse.ArgumentParser("python -m stages.evaluate", description="Scores captions of pictures.")
     parser.add_argument("--captions", metavar="FILE", help="score this results file (COCO's format) instead of a model")
     parser.add_argument("--split", choices=SPLITS, default="test", help="the split whose pictures it captions")
     return parser.parse_args()
@@ -94,13 +94,13 @@ def check_features(artifact: Artifact, features: Features) -> None:
     for key in ("encoder", "weights_sha256", "preprocessing"):
         if artifact.encoder[key] != features.index[key]:
             raise ValueError(
-                f"{features.folder} has {key} {features.index[key]}, the captioner was trained on {artifact.encoder[key]}:"
-                " run `dvc repro`"
+                f"{features.folder} has {key} {features.index[key]}, the captioner was trained on "
+                f"{artifact.encoder[key]}: run `dvc repro`"
             )
 
 
 def rows_of_all(pictures: Sequence[Picture], features: Features, split: str) -> list[int]:
-    """The feature row of every picture of a split; raises ValueError where one has none: a score is of all or nothing."""
+    """The feature row of every picture of a split; ValueError where one has none: a score is of all or nothing."""
     rows = features.rows(split)
     if missing := [picture.file_name for picture in pictures if picture.id not in rows]:
         raise ValueError(
@@ -118,24 +118,17 @@ def judge(
     resamples: int,
 ) -> dict[str, dict[str, Any]]:
     """The score card of every split in `captions`; without features the row of the nearest neighbours is left out."""
+    sheets = {}
     training = scorecard.Training([picture.captions for picture in pictures["train"]])
-    cards = {}
     for split, found in captions.items():
         neighbours = None
         if features is not None:
             # Rows are in the order of the captions file. A picture that could not be read is all zeros, near to none.
             nearest = training.floors.neighbours(features.array(split, "pooled"), features.array("train", "pooled"))
             neighbours = {picture.id: caption for picture, caption in zip(pictures[split], nearest, strict=True)}
-        cards[split] = scorecard.build(
-            found,
-            {picture.id: picture.captions for picture in pictures[split]},
-            split=split,
-            training=training,
-            decoding=decoding,
-            resamples=resamples,
-            neighbours=neighbours,
-        )
-    return cards
+        references = {picture.id: picture.captions for picture in pictures[split]}
+        sheets[split] = scorecard.Sheet(found, references, neighbours)
+    return scorecard.build_all(sheets, training=training, decoding=decoding, resamples=resamples)
 
 
 def flat(cards: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -12,7 +12,7 @@ import hashlib
 import socket
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.error import URLError
 
 import torch
@@ -36,6 +36,8 @@ class Encoder(nn.Module, ABC):
     channels: ClassVar[int]
     mean: ClassVar[tuple[float, float, float]]
     std: ClassVar[tuple[float, float, float]]
+    scale: Tensor  # (1, 3, 1, 1), with `shift` what normalises
+    shift: Tensor
 
     def __init__(self, weights: str, dtype: torch.dtype = torch.float32) -> None:
         """`weights`: a name that the class knows, or a local state dict's path. Raises ValueError with the cure."""
@@ -48,7 +50,7 @@ class Encoder(nn.Module, ABC):
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"weights: {weights} is not a state dict of {self.name}: {reason}") from error
         self.weights_sha256 = hash_weights(state)
-        self.body = fold_batch_norms(network.eval()).to(dtype=dtype, memory_format=torch.channels_last)
+        self.body = fold_batch_norms(network.eval()).to(dtype=dtype).to(memory_format=torch.channels_last)
         self.dtype = dtype
         # (x - mean) / std as one product and sum; pictures are bytes until they are encoded.
         self.register_buffer("scale", (1 / torch.tensor(self.std)).view(1, 3, 1, 1))
@@ -102,7 +104,8 @@ class EfficientNetLite0(Encoder):
         )
 
     def grid(self, pictures: Tensor) -> Tensor:
-        return self.body.extract_features(pictures)
+        body: Any = self.body
+        return body.extract_features(pictures)
 
 
 class ResNet50(Encoder):
@@ -140,7 +143,7 @@ class ResNet50(Encoder):
             socket.setdefaulttimeout(patience)
 
     def grid(self, pictures: Tensor) -> Tensor:
-        body = self.body
+        body: Any = self.body
         x = body.maxpool(body.relu(body.bn1(body.conv1(pictures))))
         return body.layer4(body.layer3(body.layer2(body.layer1(x))))
 

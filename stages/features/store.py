@@ -51,7 +51,7 @@ class Features:
             raise ValueError(
                 f"{path} is not there: set features.{'mirror' if mirrored else 'grid'} to true and run `dvc repro`"
             )
-        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+        return np.load(path, mmap_mode="r")
 
     def rows(self, split: str) -> dict[int, int]:
         """Picture id -> row of its arrays. Pictures that did not decode have no row here."""

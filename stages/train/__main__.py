@@ -19,7 +19,7 @@ from stages.features.store import Features
 from stages.fetch.captions import read_captions
 from stages.files import fingerprint, whole, write_json
 from stages.rim import run
-from stages.scorers.score import score
+from stages.scorers.score import Judge
 from stages.train.artifact import Artifact
 from stages.train.batches import Examples, Source
 from stages.train.decoders import DECODERS, Decoder, Shape, build
@@ -79,16 +79,14 @@ def main() -> None:
     judged = pictures["val"][: settings.val_pictures]
     seen = features.rows("val")
     judged = [picture for picture in judged if picture.id in seen]
-    references = {picture.id: picture.captions for picture in judged}
+    judge = Judge({picture.id: picture.captions for picture in judged})
 
-    def judge(decoder: Decoder) -> tuple[Row, float]:
+    def score(decoder: Decoder) -> tuple[Row, float]:
         loss = mean_loss(decoder, examples["val"], source["val"], batch=settings.batch, device=device, dtype=dtype)
         rows = [seen[picture.id] for picture in judged]
         found = describe([decoder], source["val"], rows, decoding, batch=128, device=device)
-        captions = {
-            picture.id: vocabulary.decode(best[0].words) for picture, best in zip(judged, found, strict=True)
-        }
-        scores = score(captions, references, with_meteor=False).metrics()
+        captions = {picture.id: vocabulary.decode(best[0].words) for picture, best in zip(judged, found, strict=True)}
+        scores = judge.score(captions, with_meteor=False).metrics()
         row = {"val_loss": loss, "val_cider": scores["cider"], "val_bleu_4": scores["bleu_4"]}
         return {key: round(value, 6) for key, value in row.items() if value is not None}, row["val_cider"] or 0.0
 
@@ -109,7 +107,7 @@ def main() -> None:
 
         if resumed:
             print(f"goes on after epoch {training.progress.epoch}, step {training.progress.step}")
-        best = training.train(judge, log)
+        best = training.train(score, log)
         write_training(reports / "training.csv", training.rows)
         index = features.index
         encoder = {key: index[key] for key in ("encoder", "weights", "weights_sha256", "precision", "preprocessing")}

@@ -177,6 +177,8 @@ def initialise(decoder: Decoder) -> None:
             nn.init.uniform_(module.weight, -0.1, 0.1)
         elif isinstance(module, nn.LSTM):
             with torch.no_grad():
-                module.bias_hh_l0.zero_()
-                module.bias_ih_l0.zero_()
-                module.bias_ih_l0[module.hidden_size : 2 * module.hidden_size] = 1
+                for name, bias in module.named_parameters():
+                    if name.startswith("bias"):
+                        bias.zero_()
+                    if name.startswith("bias_ih"):
+                        bias[module.hidden_size : 2 * module.hidden_size] = 1
