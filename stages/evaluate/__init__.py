@@ -1,0 +1,1 @@
+"""Captions of whole splits, and what they are worth."""

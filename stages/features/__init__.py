@@ -1,0 +1,1 @@
+"""A frozen encoder's view of every picture; from here on there is torch."""

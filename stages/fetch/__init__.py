@@ -1,0 +1,1 @@
+"""Captioned pictures from their source, brought into one form."""

@@ -1,0 +1,1 @@
+"""The model in MLflow's registry, through a gate."""

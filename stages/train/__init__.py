@@ -1,0 +1,1 @@
+"""The decoder: how it is built, learns, decodes and is kept."""

@@ -1,0 +1,1 @@
+"""The words of the training captions, and captions as numbers."""
