@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pty
@@ -41,7 +42,9 @@ def mirror(tmp_path: Path) -> Iterator[Mirror]:
 
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several segments and pieces in a file of some hundred kilobytes."""
+    """Several segments and pieces in a file of some hundred kilobytes; no connection is fast enough to stay alone."""
+    monkeypatch.setattr(module, "TRIAL", 10 << 10)
+    monkeypatch.setattr(module, "FAST", 1 << 60)
     monkeypatch.setattr(module, "SEGMENT", 48 << 10)
     monkeypatch.setattr(remote_module, "SEGMENT", 48 << 10)
     monkeypatch.setattr(remote_module, "PIECE", 8 << 10)
@@ -112,6 +115,20 @@ def test_of_240_random_schedules_each_ends_with_the_right_bytes_or_a_clear_error
 
 
 @pytest.mark.usefixtures("small_segments")
+def test_a_slow_connection_gets_company_and_a_fast_one_does_not(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, md5 = serve(mirror)
+    download(f"{mirror.url}/file.zip", tmp_path / "1.zip", md5, connections=3)
+    assert len(starts(mirror)) > 5
+    monkeypatch.setattr(module, "FAST", 0)
+    mirror.requests.clear()
+    download(f"{mirror.url}/file.zip", tmp_path / "2.zip", md5, connections=3)
+    assert starts(mirror) == [0]
+    assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes() == data
+
+
+@pytest.mark.usefixtures("small_segments")
 @pytest.mark.parametrize(
     "fault",
     [
@@ -132,7 +149,7 @@ def test_of_240_random_schedules_each_ends_with_the_right_bytes_or_a_clear_error
 @pytest.mark.parametrize("connections", [1, 3])
 def test_one_fault_costs_no_byte(mirror: Mirror, tmp_path: Path, fault: Fault, connections: int) -> None:
     data, md5 = serve(mirror)
-    mirror.faults["/file.zip"] = [None, None, fault]  # the first answers the question for the size
+    mirror.faults["/file.zip"] = [None, *[None] * (connections > 1), fault]  # the first tells the size
     download(f"{mirror.url}/file.zip", tmp_path / "file.zip", md5, connections=connections, patience=HASTY)
     assert (tmp_path / "file.zip").read_bytes() == data
     assert not mirror.faults["/file.zip"], "the fault was not met"
@@ -255,6 +272,26 @@ def test_a_full_disk_is_told_before_the_first_byte(
     with pytest.raises(DownloadError, match=r"has 12,345 bytes free and file.zip needs 300,000 more"):
         download(f"{mirror.url}/file.zip", tmp_path / "file.zip", md5)
     assert starts(mirror) == []
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told_and_what_is_there_is_kept(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, md5 = serve(mirror)
+    path, url = tmp_path / "file.zip", f"{mirror.url}/file.zip"
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "FLUSH", 1000)
+        patched.setattr(os, "fdatasync", full)
+        with pytest.raises(DownloadError, match=r"file.zip.\w+.partial: the disk is full at [\d,]+ bytes: make room"):
+            download(url, path, md5)
+    there = partial_path(path, url, md5).stat().st_size
+    download(url, path, md5)
+    assert there in (*starts(mirror)[-1:], len(data))
+    assert path.read_bytes() == data
 
 
 def test_two_processes_do_not_write_the_same_file(mirror: Mirror, tmp_path: Path) -> None:

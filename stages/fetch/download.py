@@ -5,9 +5,9 @@
     .train2017.zip.checked            size and time of the file whose md5 was taken, so that it is not read again
     .train2017.zip.lock               which process is at work on it
 
-Several connections fetch a segment each; segments are hashed and written in their order, so that a partial file needs
-no list of what it holds. Killed, it goes on at the partial file's end, after reading that file once for the hash; what
-other connections had in hand beyond it (at most connections + 2 segments) comes again.
+One connection begins. Where it is slow, several fetch a segment each; segments are hashed and written in their order,
+so that a partial file needs no list of what it holds. Killed, it goes on at the partial file's end, after reading that
+file once for the hash; what other connections had in hand beyond it (at most connections + 2 segments) comes again.
 """
 
 from __future__ import annotations
@@ -17,19 +17,27 @@ import hashlib
 import os
 import shutil
 import sys
-import threading
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial as bound
 from pathlib import Path
-from queue import Queue
 from types import TracebackType
+from typing import TypeVar
 
 import zc.lockfile  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from stages.fetch.remote import PIECE, SEGMENT, Patience, Remote, in_order
 from stages.files import read_json, write_json
+
+TRIAL = 32 << 20  # bytes that one connection brings first
+FAST = 200 << 20  # bytes a second; a connection that brings so many is left alone: hashing is hardly faster
+FLUSH = 64 << 20  # bytes after which what was written is sent on to the disk, while more comes in
+
+T = TypeVar("T")
 
 
 class DownloadError(ValueError):
@@ -117,62 +125,75 @@ def _fetch(remote: Remote, partial: Path, name: str, connections: int) -> str:
         partial.unlink(missing_ok=True)
         done = 0
     make_sure_of_room(partial.parent, {name: (remote.size or 0) - done})
+    digest = hashlib.md5(usedforsecurity=False)
     bar = tqdm(desc=name, total=remote.size, initial=done, unit="B", unit_scale=True, disable=None)
-    with bar, _Hash() as digest, partial.open("a+b") as file:
-        file.seek(0)
-        while piece := file.read(PIECE):
-            digest.update(piece)
-        try:
+    try:
+        # Hashing is slower than receiving and writing together, and disks are slow: each has a thread of its own.
+        with bar, partial.open("a+b") as file, _Aside(16) as hashing, _Aside(1) as flushing:
+            file.seek(0)
+            while piece := file.read(PIECE):
+                hashing.call(digest.update, piece)
+            flushed = done
             for piece in _pieces(remote, done, connections):
                 file.write(piece)
                 file.flush()  # out of the process, so that a kill does not take it along
-                digest.update(piece)
+                hashing.call(digest.update, piece)
                 bar.update(len(piece))
+                if file.tell() - flushed >= FLUSH:
+                    flushing.call(os.fdatasync, file.fileno())
+                    flushed = file.tell()
             os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise DownloadError(f"{partial}: the disk is full at {file.tell():,} bytes: make room there") from error
-            raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            there = partial.stat().st_size
+            raise DownloadError(f"{partial}: the disk is full at {there:,} bytes: make room there") from error
+        raise
     return digest.hexdigest()
 
 
 def _pieces(remote: Remote, start: int, connections: int) -> Iterator[bytes]:
-    """Bytes from `start` to the end, in order, over as many connections as are worth it."""
-    if remote.size is None or not remote.ranged:
-        yield from remote.stream(start)
+    """Bytes from `start` to the end, in order: over one connection, or, where that is slow, the rest over several."""
+    at, began = start, time.monotonic()
+    on_trial = connections > 1 and remote.size is not None and remote.ranged
+    first = remote.stream(start)
+    for piece in first:
+        yield piece
+        at += len(piece)
+        if on_trial and at - start >= TRIAL:
+            on_trial = False
+            if at - start < FAST * (time.monotonic() - began):
+                first.close()
+                break
+    else:
         return
-    starts = range(start, remote.size, SEGMENT)
-    jobs = (bound(remote.stream, at, min(at + SEGMENT, remote.size)) for at in starts)
+    assert remote.size is not None
+    jobs = (bound(remote.stream, i, min(i + SEGMENT, remote.size)) for i in range(at, remote.size, SEGMENT))
     yield from in_order(jobs, connections)
 
 
-class _Hash:
-    """md5 in a thread of its own, beside receiving and writing: it is the slowest of the three."""
+class _Aside:
+    """A thread that makes calls in their order; at most so many wait. Errors come out at a later call, or at exit."""
 
-    def __init__(self) -> None:
-        self._digest = hashlib.md5(usedforsecurity=False)
-        self._waiting: Queue[bytes | None] = Queue(maxsize=64)
-        self._thread = threading.Thread(target=self._work, daemon=True)
+    def __init__(self, waiting: int) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting = waiting
+        self._calls: deque[Future[object]] = deque()
 
-    def _work(self) -> None:
-        while (piece := self._waiting.get()) is not None:
-            self._digest.update(piece)
+    def call(self, function: Callable[[T], object], argument: T) -> None:
+        if len(self._calls) == self._waiting:
+            self._calls.popleft().result()
+        self._calls.append(self._thread.submit(function, argument))
 
-    def __enter__(self) -> _Hash:
-        self._thread.start()
+    def __enter__(self) -> _Aside:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._waiting.put(None)
-        self._thread.join()
-
-    def update(self, piece: bytes) -> None:
-        self._waiting.put(piece)
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
+        self._thread.shutdown(cancel_futures=error is not None)
+        if error is None:
+            for call in self._calls:
+                call.result()
 
 
 @contextmanager

@@ -90,7 +90,7 @@ class Remote:
         answer.pieces.close()
         self.size, self.ranged = answer.size, answer.ranged
 
-    def stream(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def stream(self, start: int = 0, stop: int | None = None) -> Generator[bytes, None, None]:
         """Yields the bytes from `start` up to `stop` (the end), each once and in order. Raises RemoteError."""
         at, stop = start, self.size if stop is None else stop
         safe, failures = at, 0
