@@ -285,7 +285,7 @@ def test_a_disk_that_fills_up_meanwhile_is_told_and_what_is_there_is_kept(
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "FLUSH", 1000)
-        patched.setattr(os, "fdatasync", full)
+        patched.setattr(os, "fsync", full)
         with pytest.raises(DownloadError, match=r"file.zip.\w+.partial: the disk is full at [\d,]+ bytes: make room"):
             download(url, path, md5)
     there = partial_path(path, url, md5).stat().st_size

@@ -140,7 +140,7 @@ def _fetch(remote: Remote, partial: Path, name: str, connections: int) -> str:
                 hashing.call(digest.update, piece)
                 bar.update(len(piece))
                 if file.tell() - flushed >= FLUSH:
-                    flushing.call(os.fdatasync, file.fileno())
+                    flushing.call(os.fsync, file.fileno())
                     flushed = file.tell()
             os.fsync(file.fileno())
     except OSError as error:

@@ -1,6 +1,7 @@
 """The downloader beside curl: the same file, from the same server on this machine, in turns.
 
     python tests/benchmarks/bench_download.py [MEGABYTES [ROUNDS]]
+    chrt -f 1 python tests/benchmarks/bench_download.py 1000 3          where others work on the machine meanwhile
 
 curl only writes the file; what it takes to know that the file is right is shown as `curl, then md5sum`. Ours writes and
 verifies. Times are wall clock, the best of the rounds, since other work on the machine only ever adds.
