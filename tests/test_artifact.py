@@ -1,0 +1,98 @@
+"""The artifact: everything in one file, the same bytes for the same captioner, and a wrong file is told."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.files import sha256
+from stages.train.artifact import Artifact, ArtifactError, read_metadata
+from stages.train.decoders import Shape, build
+from stages.train.decoding import Decoding
+from stages.vocab.vocabulary import SPECIALS, Vocabulary
+
+ENCODER = {
+    "encoder": "efficientnet_lite0",
+    "weights": "package",
+    "weights_sha256": "f" * 64,
+    "precision": "float32",
+    "preprocessing": {"size": 224, "resize": "squash"},
+}
+
+
+@pytest.fixture
+def artifact() -> Artifact:
+    torch.manual_seed(0)
+    vocabulary = Vocabulary((*SPECIALS, "a", "dog", "naïve"))
+    decoder = build(Shape("show_tell", len(vocabulary.words), 12, 8, 8, 0.3)).eval()
+    return Artifact(decoder, vocabulary, ENCODER, Decoding(beam=4, length_penalty=0.5, max_words=11))
+
+
+def test_what_is_saved_comes_back(artifact: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "captioner.safetensors"
+    hashed = artifact.save(path)
+    loaded = Artifact.load(path)
+    assert loaded.weights_sha256 == hashed == read_metadata(path)["weights_sha256"]
+    assert loaded.vocabulary == artifact.vocabulary
+    assert loaded.encoder == ENCODER
+    assert loaded.decoding == Decoding(4, 0.5, 11)
+    assert loaded.decoder.shape == artifact.decoder.shape
+    assert not loaded.decoder.training
+    for name, value in artifact.decoder.state_dict().items():
+        assert torch.equal(loaded.decoder.state_dict()[name], value)
+
+
+def test_the_same_captioner_gives_the_same_bytes(artifact: Artifact, tmp_path: Path) -> None:
+    hashes = set()
+    for number in range(5):
+        artifact.save(tmp_path / f"{number}.safetensors")
+        hashes.add(sha256(tmp_path / f"{number}.safetensors"))
+    assert len(hashes) == 1
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    """The same tensors under changed metadata."""
+    metadata = {**read_metadata(path), **changes}
+    save_file(load_file(path), path, {"captioner": json.dumps(metadata)})
+
+
+def test_a_cut_file_is_told_with_its_size(artifact: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "captioner.safetensors"
+    artifact.save(path)
+    whole = path.read_bytes()
+    for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ArtifactError, match=rf"\({length:,} bytes\) is cut or no safetensors.*dvc pull"):
+            Artifact.load(path)
+
+
+def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "captioner.safetensors"
+    path.write_bytes(pickle.dumps({"decoder": 1}))
+    with pytest.raises(ArtifactError, match="is cut or no safetensors file"):
+        Artifact.load(path)
+
+
+def test_other_wrong_files_are_told(artifact: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "captioner.safetensors"
+    with pytest.raises(ArtifactError, match=r"is not there: pull it again \(`dvc pull`\) or train it"):
+        Artifact.load(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ArtifactError, match="is a safetensors file, but no captioner"):
+        Artifact.load(path)
+    for changes, message in (
+        ({"format": 99}, "has format 99, this version reads 1: use the version that wrote it"),
+        ({"weights_sha256": "0" * 64}, "its weights are not those that its metadata names"),
+        ({"vocabulary": [*SPECIALS, "a"]}, "5 words for 7 outputs"),
+        ({"shape": {"decoder": "show_tell"}}, "is not a captioner of this version"),
+        ({"decoding": {"beem": 3}}, "is not a captioner of this version"),
+    ):
+        artifact.save(path)
+        rewrite(path, **changes)
+        with pytest.raises((ArtifactError, ValueError), match=message):
+            Artifact.load(path)

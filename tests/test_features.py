@@ -1,0 +1,180 @@
+"""Features: what the stage writes is what the encoder says of each picture, through kill -9, damage and hostile files."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from stages.features.encoders import EfficientNetLite0
+from stages.features.preprocessing import Preprocessing
+from stages.features.store import Features
+from stages.fetch.captions import Picture, write_captions
+from stages.fetch.pictures import Pictures, decode
+from stages.files import sha256
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SIZE = 64  # pixels a side: enough to be right, small enough to be quick
+
+
+def make_project(root: Path, count: int = 24, **changes: Any) -> Path:
+    """A profile `tiny` of noisy pictures in odd formats, ready for `python -m stages.features`."""
+    block = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["sample"]
+    small = {"size": SIZE, "batch": 4, "workers": 1, "precision": "float32", "grid": True, "mirror": True}
+    block["features"] |= small | changes
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": block}))
+    data = root / "data" / "tiny"
+    (data / "pictures").mkdir(parents=True)
+    generator = np.random.default_rng(5)
+    pictures = []
+    with zipfile.ZipFile(data / "pictures" / "all.zip", "w") as archive:
+        for number in range(count):
+            noise = generator.integers(0, 256, (70 + number, 90, 3), dtype=np.uint8)
+            picture = Image.fromarray(noise).resize((140, 70 + number))
+            mode, kind = (("RGB", "JPEG"), ("L", "PNG"), ("P", "PNG"), ("CMYK", "JPEG"))[number % 4]
+            packed = io.BytesIO()
+            picture.convert(mode).save(packed, kind)
+            archive.writestr(f"{number}.{kind.lower()}", packed.getvalue())
+            pictures.append(Picture(100 + number, f"{number}.{kind.lower()}", 0, 0, ("a picture",)))
+    cut = {"train": pictures[: count // 2], "val": pictures[count // 2 : -3], "test": pictures[-3:]}
+    for split, some in cut.items():
+        write_captions(data / f"captions_{split}.json", some, {})
+    return root
+
+
+def environment(root: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "DVC_ROOT": str(root), "OMP_NUM_THREADS": "1"}
+
+
+def run(root: Path, repository: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stages.features"]
+    where = environment(repository or root)
+    return subprocess.run(command, cwd=root, env=where, capture_output=True, text=True, timeout=120, check=False)
+
+
+def hashes(root: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in sorted((root / "data/tiny/features").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_project(tmp_path_factory.mktemp("made"))
+    done = run(root)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def test_arrays_hold_what_the_encoder_says_of_each_picture_alone(made: Path) -> None:
+    torch.set_num_threads(1)
+    features = Features(made / "data/tiny/features")
+    encoder, see = EfficientNetLite0("package"), Preprocessing(SIZE, "squash")
+    archive = Pictures(made / "data/tiny/pictures")
+    assert features.index["weights_sha256"] == encoder.weights_sha256
+    for split in ("train", "val", "test"):
+        pooled, grid = features.array(split, "pooled"), features.array(split, "grid")
+        assert pooled.dtype == grid.dtype == np.float16
+        assert grid.shape == (len(features.rows(split)), 4, 1280)
+        for number, row in features.rows(split).items():
+            name = next(name for name in archive if name.split(".")[0] == str(number - 100))
+            alone = encoder(see(decode(archive.read(name)))[None])[0].numpy()
+            np.testing.assert_allclose(grid[row], alone, atol=5e-3)
+            np.testing.assert_allclose(pooled[row], alone.mean(0), atol=5e-3)
+
+
+def test_the_mirrored_view_is_of_the_mirrored_picture(made: Path) -> None:
+    features = Features(made / "data/tiny/features")
+    archive = Pictures(made / "data/tiny/pictures")
+    picture = decode(archive.read("0.jpeg")).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    wanted = EfficientNetLite0("package")(Preprocessing(SIZE, "squash")(picture)[None])[0].mean(0).numpy()
+    found = features.array("train", "pooled", mirrored=True)[features.rows("train")[100]]
+    np.testing.assert_allclose(found, wanted, atol=2e-2)
+    assert not np.allclose(found, features.array("train", "pooled")[0], atol=2e-2)
+    with pytest.raises(ValueError, match=r"val_pooled_mirrored.npy is not there: set features.mirror to true"):
+        features.array("val", "pooled", mirrored=True)
+
+
+def test_killed_halfway_it_goes_on_and_ends_with_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    root = make_project(tmp_path / "killed")
+    journal = root / "data/tiny/features.partial/journal.json"
+    for split in ("train", "val"):
+        process = subprocess.Popen([sys.executable, "-m", "stages.features"], cwd=root, env=environment(root))
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if journal.exists() and f'"{split}"' in journal.read_text():
+                break
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        assert not (root / "data/tiny/features").exists(), "nothing half-done under the final name"
+    assert run(root).returncode == 0
+    assert hashes(root) == hashes(made)
+
+
+def test_whole_features_are_kept_and_damaged_ones_made_again(made: Path, tmp_path: Path) -> None:
+    before = hashes(made)
+    done = run(made)
+    assert "are whole" in done.stdout
+    assert "kept" in done.stdout
+    array = made / "data/tiny/features/val_pooled.npy"
+    damaged = bytearray(array.read_bytes())
+    damaged[-1] ^= 1
+    array.write_bytes(damaged)
+    done = run(made)
+    assert "computed again: data/tiny/features/val_pooled.npy has other bytes than its index says" in done.stdout
+    assert hashes(made) == before
+
+
+def test_a_copy_made_for_an_experiment_links_those_of_the_repository(made: Path, tmp_path: Path) -> None:
+    copy = make_project(tmp_path / "copy")
+    done = run(copy, repository=made)
+    assert f"whole in {made}" in done.stdout
+    assert hashes(copy) == hashes(made)
+    here, there = (root / "data/tiny/features/train_grid.npy" for root in (copy, made))
+    assert here.stat().st_ino == there.stat().st_ino, "linked, not copied"
+
+
+def test_a_picture_that_cannot_be_read_is_counted_never_dropped(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "damaged", count=12, mirror=False, grid=False)
+    path = root / "data/tiny/pictures/all.zip"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["2.png"] = members["2.png"][:100]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    done = run(root)
+    assert done.returncode == 1
+    assert "unreadable: train picture 102, 2.png: cannot be decoded" in done.stdout
+    assert "1 pictures cannot be read, features.allow_unreadable = 0 allows fewer; the first is 2.png" in done.stderr
+    params = (root / "params.yaml").read_text().replace("allow_unreadable: 0", "allow_unreadable: 1")
+    (root / "params.yaml").write_text(params)
+    assert run(root).returncode == 0
+    features = Features(root / "data/tiny/features")
+    assert 102 not in features.rows("train")
+    assert len(features.rows("train")) == 5
+    assert [failure["id"] for failure in features.index["unreadable"]] == [102]
+    assert not features.array("train", "pooled")[2].any()
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    from stages.features.store import Draft
+
+    draft = Draft(tmp_path / "draft", "x")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match=r"needs 2,560,000 bytes and the disk has 0 free: make room"):
+        draft.open("train_pooled.npy", (1000, 1280), begun=False)
+    assert not (tmp_path / "draft" / "train_pooled.npy").exists()
