@@ -1,4 +1,4 @@
-"""Features: what the stage writes is what the encoder says of each picture, through kill -9, damage and hostile files."""
+"""Features: what the stage writes is what the encoder says of each picture, through kill -9 and damage."""
 
 from __future__ import annotations
 

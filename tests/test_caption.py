@@ -1,0 +1,140 @@
+"""The command `caption`, as people run it: pictures, folders, globs, lists, bad pictures, no model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stages.evaluate.captioner import Captioner
+from stages.features.encoders import EfficientNetLite0
+from stages.train.artifact import Artifact, ArtifactError
+from stages.train.decoders import Shape, build
+from stages.train.decoding import Decoding
+from stages.vocab.vocabulary import SPECIALS, Vocabulary
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CAPTION = Path(sys.executable).with_name("caption")
+
+
+def save_captioner(path: Path, seed: int = 0, encoder_hash: str | None = None) -> Path:
+    """An artifact with drawn weights, whose captions differ from picture to picture."""
+    torch.manual_seed(seed)
+    vocabulary = Vocabulary((*SPECIALS, *(f"word{n}" for n in range(40))))
+    decoder = build(Shape("show_tell", len(vocabulary.words), 1280, 16, 16)).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(4)
+    encoder = {
+        "encoder": "efficientnet_lite0",
+        "weights": "package",
+        "weights_sha256": encoder_hash or EfficientNetLite0("package").weights_sha256,
+        "precision": "float32",
+        "preprocessing": {"size": 64, "resize": "squash"},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Artifact(decoder, vocabulary, encoder, Decoding(beam=3, max_words=6)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and pictures: two good ones, a third below, a text and a cut picture."""
+    root = tmp_path_factory.mktemp("place")
+    save_captioner(root / "models/mine/captioner.safetensors")
+    generator = np.random.default_rng(0)
+    (root / "pictures/below").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.jpg", "below/c.PNG")):
+        coarse = Image.fromarray(generator.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        coarse.resize((80 + number, 70)).save(root / "pictures" / name)
+    (root / "pictures/notes.txt").write_text("no picture")
+    (root / "bad").mkdir()
+    (root / "bad/cut.png").write_bytes((root / "pictures/a.png").read_bytes()[:60])
+    return root
+
+
+def caption(place: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [CAPTION, *arguments],
+        cwd=place,
+        input=stdin,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_one_picture_is_one_caption(place: Path) -> None:
+    done = caption(place, "pictures/a.png")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert set(line.split()) <= {f"word{n}" for n in range(40)}
+    assert "model: " in done.stderr
+    assert "models/mine/captioner.safetensors" in done.stderr, "without --model it says which it took"
+
+
+def test_folders_globs_and_lists_and_a_bad_picture_in_between(place: Path) -> None:
+    done = caption(place, "pictures", "bad/cut.png", "pictures/*.jpg", "nowhere.png", "-", stdin="pictures/a.png\n\n")
+    assert done.returncode == 1
+    named = [line.split(": ")[0] for line in done.stdout.splitlines()]
+    assert named == ["pictures/a.png", "pictures/b.jpg", "pictures/below/c.PNG", "pictures/b.jpg", "pictures/a.png"]
+    texts = [line.split(": ", 1)[1] for line in done.stdout.splitlines()]
+    assert texts[1] == texts[3], "the same picture, the same caption"
+    assert texts[0] == texts[4]
+    assert "bad/cut.png: cannot be decoded" in done.stderr
+    assert "nowhere.png: No such file or directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_json_has_the_n_best_with_scores_and_batches_change_nothing(place: Path) -> None:
+    every = []
+    for batch in ("1", "16"):
+        done = caption(place, "--json", "--n", "3", "--beam", "5", "--batch", batch, "pictures")
+        assert done.returncode == 0, done.stderr
+        every.append([json.loads(line) for line in done.stdout.splitlines()])
+    for alone, together in zip(*every, strict=True):
+        assert [each["caption"] for each in alone["captions"]] == [each["caption"] for each in together["captions"]]
+        assert len(alone["captions"]) == 3
+        scores = [each["score"] for each in alone["captions"]]
+        assert scores == sorted(scores, reverse=True)
+        assert alone["caption"] == alone["captions"][0]["caption"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("notes",), "notes: No such file or directory"),
+        (("--model", "gone.safetensors", "pictures/a.png"), r"gone.safetensors is not there: pull it again"),
+        (("--beam", "0", "pictures/a.png"), "0 must be between 1 and 1000"),
+        (("empty*.png",), "no picture in empty"),
+        (("pictures/notes.txt",), "pictures/notes.txt: is in none of the formats JPEG, PNG"),
+    ],
+)
+def test_mistakes_are_told(place: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = caption(place, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_several_models_vote_and_must_fit(tmp_path: Path) -> None:
+    one = save_captioner(tmp_path / "one.safetensors")
+    other = save_captioner(tmp_path / "other.safetensors", seed=1)
+    picture = Image.new("RGB", (64, 64), "red")
+    alone = Captioner.load(one, device="cpu").caption([picture])[0][0]
+    twice = Captioner.load(one, one, device="cpu").caption([picture])[0][0]
+    assert twice.text == alone.text
+    assert twice.score == pytest.approx(alone.score, abs=1e-4)
+    both = Captioner.load(one, other, device="cpu").caption([picture])[0][0]
+    assert both.score < max(alone.score, Captioner.load(other, device="cpu").caption([picture])[0][0].score)
+    with pytest.raises(ArtifactError, match=r"have hash 9386950811f5, the captioner was trained on 000000000000"):
+        Captioner.load(save_captioner(tmp_path / "third.safetensors", encoder_hash="0" * 64), device="cpu")
