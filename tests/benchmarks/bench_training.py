@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_training.py
 
 Classic: each step takes 64 pictures of 224 x 224, already pixels in memory, through torchvision's ResNet-50
-(random weights; frozen, without gradients), then trains the decoder; once in float32, as the notebooks of this project's
-predecessor did, once in this machine's best precision. Cached: the same decoder and step from pooled features.
+(random weights; frozen, without gradients), then trains the decoder; once in float32, as notebooks do, once in this
+machine's best precision. Cached: the same decoder and step from pooled features.
 Vocabulary of 9,500 words as COCO's, captions of 8 to 14 words, embedding 512, hidden 512, batch 64.
 """
 
@@ -68,9 +68,8 @@ def main() -> None:
     cached = rate(lambda: learn(features.float(), best), 30)
     print(f"classic loop, float32     {slow:7.1f}")
     print(f"classic loop, {str(best).removeprefix('torch.'):11} {same:7.1f}")
-    print(
-        f"from features, {str(best).removeprefix('torch.'):10} {cached:7.1f}  = {cached / slow:.0f} x and {cached / same:.0f} x"
-    )
+    name = str(best).removeprefix("torch.")
+    print(f"from features, {name:10} {cached:7.1f}  = {cached / slow:.0f} x and {cached / same:.0f} x")
 
 
 if __name__ == "__main__":
