@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from stages.train.decoders import DECODERS, Context, Decoder, Shape, build, pack_words
 from stages.train.decoding import Decoding, Hypothesis, beam_search
+from stages.train.settings import Settings
 from stages.vocab.vocabulary import END, START, UNK
 
 WORDS, CHANNELS, REGIONS = 30, 24, 9
@@ -192,6 +194,10 @@ def test_it_can_learn_two_pictures_by_heart(name: str) -> None:
         optimizer.step()
     found = beam_search([made.eval()], [made.context(*features)], Decoding(beam=2, max_words=6))
     assert [best[0].words for best in found] == [(5, 6, 7), (8, 9)]
+
+
+def test_settings_name_exactly_the_decoders() -> None:
+    assert get_args(Settings.model_fields["decoder"].annotation) == tuple(DECODERS)
 
 
 def test_an_unknown_decoder_is_told() -> None:

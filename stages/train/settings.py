@@ -11,7 +11,7 @@ from stages.params import Section
 
 
 class Settings(Section):
-    decoder: Literal["show_tell", "attend"]
+    decoder: Literal["show_tell"]
     embedding: int = Field(ge=8, le=8192)
     hidden: int = Field(ge=8, le=8192)
     dropout: float = Field(ge=0, lt=1)
@@ -39,9 +39,7 @@ class Settings(Section):
 
 
 def conflicts(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields (key, rule broken) for settings of train that do not fit the sections before it."""
-    if block["train"].decoder == "attend" and not block["features"].grid:
-        yield "features.grid = false", "must be true: train.decoder = 'attend' looks at the grid"
+    """Yields (key, rule broken) for settings of train that do not fit each other."""
     if block["train"].captions_per_picture > block["train"].batch:
         yield (
             f"train.captions_per_picture = {block['train'].captions_per_picture}",
