@@ -140,17 +140,21 @@ class Run:
             self._waiting.append(row)
             self._send()
 
-    def score(self, card: Mapping[str, Any]) -> None:
-        """Writes the numbers of a score card, nested as it is ({"test": {"cider": 0.9}} is test.cider); a new value
-        replaces the old one. What is not a number is for the card's file, which goes along as an artifact."""
+    def score(self, cards: Mapping[str, Any]) -> None:
+        """Writes what score cards (split -> card, nested or dotted) have on top, as `test.cider`, and its interval, as
+        `test.cider_low` and `test.cider_high`. A new value replaces the old one. The rest of a card is in its file."""
         from mlflow.entities import Metric
 
-        now = _milliseconds(time.time())
-        numbers = {key: value for key, value in _leaves(card) if isinstance(value, int | float)}
-        latest = self._stored.data.metrics
-        points = [Metric(key, float(value), now, 0) for key, value in numbers.items() if latest.get(key) != value]
+        now, latest = _milliseconds(time.time()), self._stored.data.metrics
+        numbers = {key: value for key, value in _leaves(cards) if isinstance(value, int | float)}
+        wanted: dict[str, float] = {}
+        for key in (key for key in numbers if key.count(".") == 1):
+            split, _, name = key.partition(".")
+            ends = {f"{key}_{end}": numbers.get(f"{split}.intervals.{name}.{end}") for end in ("low", "high")}
+            wanted |= {key: numbers[key]} | {end: value for end, value in ends.items() if value is not None}
+        new = {key: value for key, value in wanted.items() if latest.get(key) != value}
         with self._lasting():
-            self._write(points)
+            self._write([Metric(key, float(value), now, 0) for key, value in new.items()])
 
     def tag(self, tags: Mapping[str, Any]) -> None:
         """Writes tags; a new value replaces the old one."""

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -36,15 +42,25 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def repository(tmp_path: Path, template: Path) -> Iterator[Path]:
     """An empty repository with an empty store, in which the test works."""
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE"):
-        monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "repository"
     folder.mkdir()
-    shutil.copy(template, folder / "mlflow.db")
-    monkeypatch.chdir(folder)
-    return folder
+    with fresh(folder, template):
+        yield folder
+
+
+@contextmanager
+def fresh(folder: Path, template: Path | None = None) -> Iterator[None]:
+    """Works in `folder`, with an empty store there where `template` is given, and with nothing said in the environment
+    about stores and experiments."""
+    if template is not None:
+        shutil.copy(template, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE"):
+            patch.delenv(name, raising=False)
+        patch.chdir(folder)
+        yield
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -76,3 +92,36 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
     done = subprocess.run([sys.executable, "-c", forks], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@contextmanager
+def serving(folder: Path, *command: str, ready: str, **environment: str) -> Iterator[str]:
+    """Runs a server in `folder`, on a free port of loopback that replaces PORT in its command; yields its address when
+    it answers at `ready`. What it says is in the error where it does not."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    address, log = f"http://127.0.0.1:{port}", folder / f"server-{port}.log"
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [port if word == "PORT" else word for word in command],
+            cwd=folder,
+            env={**os.environ, **quiet, "PATH": path, **environment},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,  # servers start workers: the whole group is ended below
+        )
+    try:
+        until = time.monotonic() + 150
+        while process.poll() is None and time.monotonic() < until:
+            with suppress(OSError), urllib.request.urlopen(address + ready, timeout=5):
+                break
+            time.sleep(0.2)
+        else:
+            raise AssertionError(f"{' '.join(command)} does not answer: {log.read_text()[-3000:]}")
+        yield address
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()

@@ -6,15 +6,17 @@ from __future__ import annotations
 import hashlib
 import json
 import runpy
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import yaml
-from stores import git
+from stores import fresh, git
 
 from stages import tracking
 from stages.evaluate.results import write_results
@@ -78,8 +80,8 @@ class Trained:
         )
         self.lock()
         with tracking.start(self.profile, self.block[self.profile], "cpu") as run:
-            for epoch in (1, 2):
-                run.log({"train_loss": 3.0 - epoch, "val_cider": epoch / 10}, step=epoch)
+            for epoch in (1, 2, 3):
+                run.log({"train_loss": 3 / epoch, "val_cider": epoch / 10, "learning_rate": 0.1 / epoch}, step=epoch)
         write_json(self.models / "run.json", run.record())
         return run
 
@@ -120,6 +122,16 @@ class Trained:
             }
             entries[stage] = {"cmd": f"python -m stages.{stage}", **named}
         (self.folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": entries}))
+
+    @contextmanager
+    def copied(self, place: Path) -> Iterator[Trained]:
+        """The same in a copy of the repository, in which the block works."""
+        shutil.copytree(self.folder, place)
+        copy = Trained.__new__(Trained)
+        copy.__dict__ |= self.__dict__ | {"folder": place}
+        copy.data, copy.models, copy.reports = (place / top / self.profile for top in ("data", "models", "reports"))
+        with fresh(place):
+            yield copy
 
     def entry(self, path: str) -> dict[str, Any]:
         place = self.folder / path
