@@ -1,0 +1,97 @@
+"""Evaluate: every picture or none, no special tokens, the same scores as coco-caption, other people's captions too."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from tiny import environment, make_project
+
+from stages.fetch.captions import read_captions
+from stages.scorers.ptb import tokenize
+
+
+def stage(root: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"stages.{name}", *arguments]
+    return subprocess.run(
+        command, cwd=root, env=environment(root), capture_output=True, text=True, timeout=180, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path:
+    root = make_project(tmp_path_factory.mktemp("evaluated"), template, epochs=20)
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["tiny"]["evaluate"]["resamples"] = 50
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    for name in ("train", "evaluate"):
+        done = stage(root, name)
+        assert done.returncode == 0, done.stderr
+    return root
+
+
+def test_metrics_are_coco_captions_of_the_captions_that_were_written(evaluated: Path) -> None:
+    metrics = json.loads((evaluated / "reports/tiny/metrics.json").read_text())
+    for split in ("val", "test"):
+        written = json.loads((evaluated / f"reports/tiny/captions_{split}.json").read_text())
+        pictures = read_captions(evaluated / f"data/tiny/captions_{split}.json")
+        assert {entry["image_id"] for entry in written} == {picture.id for picture in pictures}
+        assert metrics[split]["images"] == len(pictures) == 10
+        captions = {entry["image_id"]: [" ".join(tokenize(entry["caption"]))] for entry in written}
+        references = {picture.id: [" ".join(tokenize(each)) for each in picture.captions] for picture in pictures}
+        with contextlib.redirect_stdout(io.StringIO()):
+            bleu, _ = Bleu(4).compute_score(references, captions)
+            cider, _ = Cider().compute_score(references, captions)
+        for n in range(4):
+            assert metrics[split][f"bleu_{n + 1}"] == pytest.approx(bleu[n], abs=1e-4)
+        assert metrics[split]["cider"] == pytest.approx(cider, abs=1e-4)
+        assert {"rouge_l", "meteor", "intervals", "rows", "diagnostics", "split", "decoding"} <= set(metrics[split])
+        assert not any("<" in entry["caption"] for entry in written), "no special token"
+    assert metrics["test"]["decoding"] == {"beam": 3, "length_penalty": 0.7, "max_words": 20}
+    assert "10 images" in (evaluated / "reports/tiny/scorecard.md").read_text()
+
+
+def test_other_peoples_captions_get_the_same_card(evaluated: Path, tmp_path: Path) -> None:
+    ours = evaluated / "reports/tiny/captions_test.json"
+    done = stage(evaluated, "evaluate", "--captions", str(ours))
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if "this model" in line)
+    assert row in (evaluated / "reports/tiny/scorecard.md").read_text(), "the same captions, the same numbers"
+    (tmp_path / "fewer.json").write_text(json.dumps(json.loads(ours.read_text())[1:]))
+    done = stage(evaluated, "evaluate", "--captions", str(tmp_path / "fewer.json"))
+    assert done.returncode == 1
+    assert "1 of 10" in done.stderr or "miss" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_picture_without_features_is_an_error_never_left_out(evaluated: Path) -> None:
+    index = evaluated / "data/tiny/features/index.json"
+    before = index.read_text()
+    changed = json.loads(before)
+    lost = changed["splits"]["test"][3]
+    changed["unreadable"] = [{"split": "test", "id": lost, "file_name": f"{lost}.png", "reason": "cut"}]
+    index.write_text(json.dumps(changed))
+    metrics = (evaluated / "reports/tiny/metrics.json").read_bytes()
+    done = stage(evaluated, "evaluate")
+    index.write_text(before)
+    assert done.returncode == 1
+    assert f"1 of 10 test pictures could not be read ({lost}.png): a score counts only over all pictures" in done.stderr
+    assert (evaluated / "reports/tiny/metrics.json").read_bytes() == metrics, "earlier outputs are untouched"
+
+
+def test_features_of_another_encoder_are_refused(evaluated: Path) -> None:
+    index = evaluated / "data/tiny/features/index.json"
+    before = index.read_text()
+    index.write_text(before.replace('"made up"', '"another"'))
+    done = stage(evaluated, "evaluate")
+    index.write_text(before)
+    assert done.returncode == 1
+    assert "has encoder another, the captioner was trained on made up: run `dvc repro`" in done.stderr
