@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from stages import provenance
 from stages.files import read_json, repository
-from stages.provenance import Tracked
 
 if TYPE_CHECKING:  # importing mlflow takes seconds, so it waits until a run is opened
     from mlflow import MlflowClient
@@ -181,11 +180,6 @@ class Run:
                 self._client.log_figure(self.id, figure, name)
             else:
                 self._client.log_image(self.id, figure, name)
-
-    def inputs(self, inputs: Sequence[Tracked]) -> None:
-        """Names data by md5 as the run's dataset inputs; those of train are there from the start."""
-        with self._lasting():
-            _log_inputs(self._client, self.id, [(each.path, each.md5, each.bytes) for each in inputs])
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Ends this stage's part of the run, and in train the run. Call it before `record()`; a second call is idle."""

@@ -14,8 +14,10 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+from PIL import Image
 from stores import git, twice
 
 from stages import tracking
@@ -164,6 +166,20 @@ def test_a_failing_evaluation_leaves_a_finished_run_finished(repository: Path) -
     with pytest.raises(ValueError, match="no pictures"), tracking.reopen("models/sample/run.json", "evaluate"):
         raise ValueError("no pictures")
     assert [run.info.status for run in runs()] == ["FINISHED"]
+
+
+def test_pictures_and_files_go_along(repository: Path) -> None:
+    train(repository)
+    with tracking.reopen("models/sample/run.json", "evaluate") as run:
+        run.figure(Figure(), "curves.png")
+        run.figure(Image.new("RGB", (8, 8)), "sheets/captioned.png")
+        run.artifact("models/sample/run.json", "files")
+        run.artifact("models", "folder")
+        with pytest.raises(FileNotFoundError):
+            run.artifact("models/none.json")
+    stored = repository / "mlartifacts" / "sample" / run.id / "artifacts"
+    found = {path.relative_to(stored).as_posix() for path in stored.rglob("*") if path.is_file()}
+    assert found == {"curves.png", "sheets/captioned.png", "files/run.json", "folder/sample/run.json"}
 
 
 def test_a_second_evaluation_replaces_the_scores(repository: Path) -> None:
@@ -372,9 +388,10 @@ def test_a_repository_that_is_moved_keeps_its_artifacts(
     run.artifact("models/sample/run.json", "files")
     other = repository.parent / "o'ther %_place"
     shutil.copytree(repository, other)
-    if not copied:
-        shutil.rmtree(repository)
     monkeypatch.chdir(other)
+    if not copied:
+        for path in repository.iterdir():  # the folder itself is where the test ends
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     path = tracking.store().download_artifacts(run.id, "files/run.json")
     assert Path(path).read_bytes() == (other / "models" / "sample" / "run.json").read_bytes()
     _artifact_repos_cache.clear()  # MLflow's, of this process, which has moved with its repository as none ever does
