@@ -106,6 +106,8 @@ def main() -> None:
             )
 
         if resumed:
+            for row in training.rows:  # an epoch that was saved and not yet recorded when the run was killed
+                record.log(row, step=int(row["epoch"]))
             print(f"goes on after epoch {training.progress.epoch}, step {training.progress.step}")
         best = training.train(score, log)
         write_training(reports / "training.csv", training.rows)
