@@ -53,6 +53,8 @@ def main() -> None:
     decoding = artifact.decoding.but(
         beam=settings.beam, length_penalty=settings.length_penalty, max_words=settings.max_words
     )
+    # Opened before the work, which a store that cannot be opened would make in vain.
+    record = tracking.reopen(models / "run.json", "evaluate", settings.model_dump())
     decoder = artifact.decoder.to(device)
     found: dict[str, dict[int, str]] = {}
     for split in SPLITS:
@@ -69,15 +71,16 @@ def main() -> None:
     write_json(reports / "metrics.json", cards)
     with whole(reports / "scorecard.md") as partial:
         partial.write_text(scorecard.markdown(cards), encoding="utf-8")
-    with tracking.reopen(models / "run.json", "evaluate") as record:
-        record.score(flat(cards))
-        record.tag({f"evaluate.{key}": value for key, value in settings.model_dump().items()})
+    with record:
+        record.score(cards)
         for name in ("metrics.json", "scorecard.md", "captions_val.json", "captions_test.json"):
             record.artifact(reports / name)
     test = cards["test"]
+    ends = test["intervals"].get("cider")  # none where settings ask for no resamples
+    span = f" ({ends['low']:.3f} to {ends['high']:.3f})" if ends else ""
     print(
-        f"test, {test['images']:,} pictures: BLEU-4 {test['bleu_4']:.3f}, CIDEr {test['cider']:.3f} "
-        f"({test['intervals']['cider']['low']:.3f} to {test['intervals']['cider']['high']:.3f}): {reports}/scorecard.md"
+        f"test, {test['images']:,} pictures: BLEU-4 {test['bleu_4']:.3f}, CIDEr {test['cider']:.3f}{span}: "
+        f"{reports}/scorecard.md"
     )
 
 
@@ -129,17 +132,6 @@ def judge(
         references = {picture.id: picture.captions for picture in pictures[split]}
         sheets[split] = scorecard.Sheet(found, references, neighbours)
     return scorecard.build_all(sheets, training=training, decoding=decoding, resamples=resamples)
-
-
-def flat(cards: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested cards by dotted keys: test.cider, test.intervals.cider.low ..."""
-    found: dict[str, float] = {}
-    for key, value in cards.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float):
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 if __name__ == "__main__":
