@@ -87,6 +87,15 @@ def test_a_picture_without_features_is_an_error_never_left_out(evaluated: Path) 
     assert (evaluated / "reports/tiny/metrics.json").read_bytes() == metrics, "earlier outputs are untouched"
 
 
+def test_without_resamples_there_are_no_intervals_and_it_ends_well(evaluated: Path) -> None:
+    before = (evaluated / "params.yaml").read_text()
+    (evaluated / "params.yaml").write_text(before.replace("resamples: 50", "resamples: 0"))
+    done = stage(evaluated, "evaluate")
+    (evaluated / "params.yaml").write_text(before)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((evaluated / "reports/tiny/metrics.json").read_text())["test"]["intervals"] == {}
+
+
 def test_features_of_another_encoder_are_refused(evaluated: Path) -> None:
     index = evaluated / "data/tiny/features/index.json"
     before = index.read_text()
