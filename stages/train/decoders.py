@@ -13,6 +13,7 @@ words ... so that no product is ever computed for padding, and the output layer,
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -56,6 +57,19 @@ class Words(NamedTuple):
         """Copies to the device; the sizes stay where they are."""
         read, predict, owner = (part.to(device, non_blocking=True) for part in (self.read, self.predict, self.owner))
         return Words(read, predict, self.batch_sizes, owner)
+
+    def owners(self) -> Tensor:
+        """The picture of each word (N,)."""
+        return torch.cat([self.owner[:count] for count in self.batch_sizes.tolist()])
+
+    @staticmethod
+    def places(owners: Tensor, pictures: int) -> Tensor:
+        """Numbers the words of each picture: owners (N,) -> (N,), each pair of owner and place occurring once."""
+        order = owners.argsort(stable=True)
+        counts = owners.bincount(minlength=pictures)
+        places = torch.empty_like(owners)
+        places[order] = torch.arange(len(owners), device=owners.device) - (counts.cumsum(0) - counts)[owners[order]]
+        return places
 
 
 def pack_words(captions: Sequence[Sequence[int]], owner: Sequence[int]) -> Words:
@@ -160,7 +174,77 @@ class ShowTell(Decoder):
         return self.output(h), (h, c)
 
 
-DECODERS: dict[str, type[Decoder]] = {cls.name: cls for cls in (ShowTell,)}
+class Attend(Decoder):
+    """Two LSTMs with attention between them, after the top-down captioner of 1707.07998, section 3.2.
+
+    x_t = W_e S_t + W_image CNN(I);  h1_t = LSTM1(x_t);  a_t = attention(h1_t, regions);  h2_t = LSTM2([h1_t, a_t])
+    p_{t+1} = softmax(W h2_t)
+
+    The paper's first LSTM also reads h2_{t-1}. Without that no step of one LSTM waits for the other, so that attention
+    runs once over all words of a batch instead of inside the time loop. Attention has several heads (1706.03762,
+    section 3.2.2), one per 64 dimensions. Keys and values are made once per picture and shared by its captions.
+    """
+
+    name = "attend"
+    grid = True
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.heads = max(1, shape.hidden // 64)
+        self.image = nn.Linear(shape.channels, shape.embedding)
+        self.regions = nn.Linear(shape.channels, shape.hidden)
+        self.keys = nn.Linear(shape.hidden, shape.hidden)
+        self.values = nn.Linear(shape.hidden, shape.hidden)
+        self.embed = nn.Embedding(shape.words, shape.embedding)
+        self.lstm = nn.LSTM(shape.embedding, shape.hidden)
+        self.query = nn.Linear(shape.hidden, shape.hidden)
+        self.language = nn.LSTM(2 * shape.hidden, shape.hidden)
+        self.output = nn.Linear(shape.hidden, shape.words)
+        initialise(self)
+
+    def context(self, pooled: Tensor, grid: Tensor | None = None) -> Context:
+        """-> image (P, E), keys (P, heads, R, D), values (P, heads, R, D) with D = H / heads."""
+        assert grid is not None
+        regions = self.dropout(self.regions(self.standard(grid)).relu())
+        return self.image(self.standard(pooled)), self.split(self.keys(regions)), self.split(self.values(regions))
+
+    def split(self, vectors: Tensor) -> Tensor:
+        """(P, Q, H) -> (P, heads, Q, D)."""
+        return vectors.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def weights(self, h: Tensor, context: Context) -> Tensor:
+        """h (P, Q, H), what Q words of each picture look for -> how much each looks where (P, heads, Q, R)."""
+        scores = self.split(self.query(h)) @ context[1].transpose(-1, -2)
+        return (scores.float() / math.sqrt(context[1].shape[-1])).softmax(-1)
+
+    def attend(self, h: Tensor, context: Context) -> Tensor:
+        """h (P, Q, H) -> what is seen there (P, Q, H)."""
+        return (self.weights(h, context).to(h.dtype) @ context[2].to(h.dtype)).transpose(1, 2).flatten(2)
+
+    def forward(self, context: Context, words: Words) -> Tensor:
+        owner = words.owners()
+        x = self.dropout(self.embed(words.read) + context[0][owner])
+        h = self.lstm(PackedSequence(x, words.batch_sizes))[0].data
+        place = words.places(owner, len(context[0]))
+        asked = h.new_zeros(len(context[0]), int(place.max()) + 1, h.shape[-1]).index_put((owner, place), h)
+        seen = self.attend(asked, context)[owner, place]
+        x = self.dropout(torch.cat([h, seen], -1))
+        h = self.language(PackedSequence(x, words.batch_sizes))[0].data
+        logits: Tensor = self.output(self.dropout(h))
+        return logits
+
+    def start(self, context: Context, captions: int) -> State:
+        zero = context[0].new_zeros(len(context[0]), captions, self.shape.hidden)
+        return (zero, zero, zero, zero)
+
+    def step(self, words: Tensor, state: State, context: Context) -> tuple[Tensor, State]:
+        h, c = one_step(self.lstm, self.embed(words) + context[0][:, None], *state[:2])
+        seen = self.attend(h, context)
+        spoken, cell = one_step(self.language, torch.cat([h, seen], -1), *state[2:])
+        return self.output(spoken), (h, c, spoken, cell)
+
+
+DECODERS: dict[str, type[Decoder]] = {cls.name: cls for cls in (ShowTell, Attend)}
 
 
 def build(shape: Shape) -> Decoder:

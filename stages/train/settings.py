@@ -11,7 +11,7 @@ from stages.params import Section
 
 
 class Settings(Section):
-    decoder: Literal["show_tell"]
+    decoder: Literal["show_tell", "attend"]
     embedding: int = Field(ge=8, le=8192)
     hidden: int = Field(ge=8, le=8192)
     dropout: float = Field(ge=0, lt=1)
