@@ -29,6 +29,7 @@ def settings(**changes: Any) -> Settings:
 
 def make_project(root: Path, template: Path, **changes: Any) -> Path:
     """A profile `tiny` with 60 pictures whose features say what their captions say, ready for train."""
+    root.mkdir(exist_ok=True)
     shutil.copy(template, root / "mlflow.db")
     block = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["sample"]
     block["train"] = settings(**changes).model_dump()

@@ -25,8 +25,9 @@ from stages.train.batches import Examples, Source
 from stages.train.decoders import DECODERS, Decoder, Shape, build
 from stages.train.decoding import Decoding
 from stages.train.describe import describe
-from stages.train.loop import Row, Training, mean_loss
-from stages.train.settings import Settings
+from stages.train.loop import Row, Training
+from stages.train.objectives import CrossEntropy, Objective, Reward, SelfCritical
+from stages.train.settings import Plan, Settings
 from stages.vocab.vocabulary import Vocabulary
 
 
@@ -59,63 +60,94 @@ def main() -> None:
     )
     decoder = build(shape)
     decoder.standardise(torch.tensor(features.array("train", "pooled")[examples["train"].rows]).float())
-    training = Training(
-        decoder,
-        settings,
-        examples["train"],
-        source["train"],
-        device=device,
-        dtype=dtype,
-        checkpoint=models / "unfinished.pt",
-        fingerprint=fingerprint(
-            settings.model_dump(exclude={"checkpoint_minutes"}),
-            {"threads": threads, "device": device.type, "dtype": str(dtype)},
-            *(data / name for name in ("vocab.json", "captions_train.json", "captions_val.json")),
-            data / "features" / "index.json",
-            *code(),
-        ),
+    fingerprinted = fingerprint(
+        settings.model_dump(exclude={"checkpoint_minutes"}),
+        {"threads": threads, "device": device.type, "dtype": str(dtype)},
+        *(data / name for name in ("vocab.json", "captions_train.json", "captions_val.json")),
+        data / "features" / "index.json",
+        *code(),
     )
-
+    batches = {"captions": settings.batch, "captions_per_picture": settings.captions_per_picture}
+    validation = CrossEntropy(examples["val"], source["val"], device, dtype, **batches)
     judged = pictures["val"][: settings.val_pictures]
     seen = features.rows("val")
     judged = [picture for picture in judged if picture.id in seen]
     judge = Judge({picture.id: picture.captions for picture in judged})
 
+    def begin(decoder: Decoder, objective: Objective, plan: Plan) -> Training:
+        return Training(
+            decoder,
+            objective,
+            plan,
+            device=device,
+            compiled=settings.compile,
+            checkpoint=models / f"unfinished_{type(objective).__name__}.pt",
+            fingerprint=fingerprinted,
+        )
+
     def score(decoder: Decoder) -> tuple[Row, float]:
-        loss = mean_loss(decoder, examples["val"], source["val"], batch=settings.batch, device=device, dtype=dtype)
         rows = [seen[picture.id] for picture in judged]
         found = describe([decoder], source["val"], rows, decoding, batch=128, device=device)
         captions = {picture.id: vocabulary.decode(best[0].words) for picture, best in zip(judged, found, strict=True)}
         scores = judge.score(captions, with_meteor=False).metrics()
-        row = {"val_loss": loss, "val_cider": scores["cider"], "val_bleu_4": scores["bleu_4"]}
-        return {key: round(value, 6) for key, value in row.items() if value is not None}, row["val_cider"] or 0.0
+        row = {
+            "val_loss": validation.mean_loss(decoder),
+            "val_cider": scores["cider"] or 0.0,
+            "val_bleu_4": scores["bleu_4"] or 0.0,
+        }
+        return {key: round(value, 6) for key, value in row.items()}, row["val_cider"]
 
+    smoothing = settings.label_smoothing
+    objective = CrossEntropy(examples["train"], source["train"], device, dtype, **batches, label_smoothing=smoothing)
+    training = begin(decoder, objective, settings.plan())
     resumed = training.resume()
     record = tracking.start(profile, params.recorded(), describe_device(device), training.notes.get("run_id"))
     with record:
         training.notes["run_id"] = record.id
 
-        def log(epoch: int, row: Row, speed: float) -> None:
-            record.log({**row, "captions_per_second": speed}, step=epoch)
+        def log(row: Row, speed: float, kept: bool) -> None:
+            record.log({**row, "captions_per_second": speed}, step=int(row["epoch"]))
             write_training(reports / "training.csv", training.rows)
-            kept = " *" if epoch == training.progress.best_epoch else ""
+            learned = f"loss {row['train_loss']:.3f}" if "train_loss" in row else f"reward {row['train_reward']:.3f}"
             print(
-                f"epoch {epoch:2}/{settings.epochs}: loss {row['train_loss']:.3f}, val loss {row['val_loss']:.3f}, "
-                f"CIDEr {row['val_cider']:.3f}, BLEU-4 {row['val_bleu_4']:.3f}, {speed:,.0f} captions/s{kept}",
+                f"epoch {row['epoch']:2}: {learned}, val loss {row['val_loss']:.3f}, CIDEr {row['val_cider']:.3f}, "
+                f"BLEU-4 {row['val_bleu_4']:.3f}, {speed:,.0f} captions/s{' *' if kept else ''}",
                 flush=True,
             )
 
-        if resumed:
-            for row in training.rows:  # an epoch that was saved and not yet recorded when the run was killed
-                record.log(row, step=int(row["epoch"]))
-            print(f"goes on after epoch {training.progress.epoch}, step {training.progress.step}")
-        best = training.train(score, log)
+        def go_on(resumed: bool) -> Decoder:
+            if resumed:
+                for row in training.rows:  # an epoch that was saved and not yet recorded when the run was killed
+                    record.log(row, step=int(row["epoch"]))
+                print(f"goes on after epoch {len(training.rows)}, step {training.progress.step}")
+            return training.train(score, log)
+
+        best = go_on(resumed)
+        if settings.self_critical.epochs:
+            own = settings.self_critical
+            best.sharpen(own.sharpen)
+            best.dropout.p = own.dropout
+            trained = [picture for picture in pictures["train"] if picture.id in features.rows("train")]
+            self_critical = SelfCritical(
+                examples["train"],
+                source["train"],
+                device,
+                dtype,
+                Reward(trained, vocabulary),
+                pictures=own.pictures,
+                samples=own.samples,
+                max_words=settings.max_words,
+            )
+            earlier, training = training, begin(best, self_critical, settings.self_critical_plan())
+            training.follow(earlier)
+            best = go_on(training.resume())
         write_training(reports / "training.csv", training.rows)
         index = features.index
         encoder = {key: index[key] for key in ("encoder", "weights", "weights_sha256", "precision", "preprocessing")}
         Artifact(best, vocabulary, encoder, decoding).save(models / "captioner.safetensors")
     write_json(models / "run.json", record.record())
-    (models / "unfinished.pt").unlink(missing_ok=True)
+    for unfinished in models.glob("unfinished_*.pt"):
+        unfinished.unlink()
 
 
 def code() -> list[Path]:

@@ -1,12 +1,13 @@
 """Which captions of which pictures make up each batch of an epoch, and the features that go with them.
 
-Shapes: P pictures of a batch, B captions, C channels, R regions
+Shapes: P pictures of a batch, C channels, R regions
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from stages.features.store import Features
 from stages.fetch.captions import Picture
-from stages.train.decoders import Words, pack_words
 from stages.vocab.vocabulary import Vocabulary
 
 
@@ -40,13 +40,22 @@ class Examples:
 Group = tuple[int, list[int]]  # a picture (place in Examples) and some of its captions (places)
 
 
-def epoch(
-    examples: Examples, batch: int, captions_per_picture: int, generator: np.random.Generator
-) -> list[list[Group]]:
+class Batch(NamedTuple):
+    """Pictures with some of their captions, and which of the pictures are seen mirrored (None: none)."""
+
+    groups: list[Group]
+    mirrored: list[bool] | None
+
+    @property
+    def captions(self) -> int:
+        return sum(len(places) for _, places in self.groups)
+
+
+def in_rounds(examples: Examples, captions_per_picture: int, generator: np.random.Generator) -> list[Group]:
     """Every caption exactly once, pictures shuffled over the whole split, `captions_per_picture` captions together.
 
     An epoch goes round the pictures as often as needed: with 1 caption at a time, five times; with 5, once. Features of
-    a picture are then read once per round. A batch has `batch` captions, the last one fewer.
+    a picture are then read once per round.
     """
     rounds: list[list[Group]] = []
     for picture, captions in enumerate(examples.captions):
@@ -58,8 +67,14 @@ def epoch(
     groups: list[Group] = []
     for groups_of_round in rounds:
         groups += [groups_of_round[i] for i in generator.permutation(len(groups_of_round)).tolist()]
-    together = max(1, batch // captions_per_picture)
-    return [groups[first : first + together] for first in range(0, len(groups), together)]
+    return groups
+
+
+def in_batches(groups: Sequence[Group], size: int, mirror: bool, generator: np.random.Generator) -> list[Batch]:
+    """`size` groups a batch, the last one fewer; with `mirror`, half of all pictures by chance are seen mirrored."""
+    flips = (generator.random(len(groups)) < 0.5).tolist() if mirror else None
+    parts = [slice(first, first + size) for first in range(0, len(groups), size)]
+    return [Batch(list(groups[part]), flips[part] if flips else None) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -83,17 +98,8 @@ class Source:
         return torch.from_numpy(values)
 
 
-def load_batch(
-    groups: Sequence[Group], examples: Examples, source: Source, mirrored: Sequence[bool] | None
-) -> tuple[Tensor, Tensor | None, Words]:
-    """-> pooled (P, C), grid (P, R, C) or None, and the groups' captions packed."""
-    pooled, grid = source.read([examples.rows[picture] for picture, _ in groups], mirrored)
-    captions = [examples.captions[picture][place] for picture, places in groups for place in places]
-    owner = [number for number, (_, places) in enumerate(groups) for _ in places]
-    return pooled, grid, pack_words(captions, owner)
-
-
-def in_order(examples: Examples, batch: int) -> Iterator[list[Group]]:
-    """All pictures with all their captions, `batch` pictures at a time, for validation."""
-    for first in range(0, len(examples), batch):
-        yield [(p, list(range(len(examples.captions[p])))) for p in range(first, min(first + batch, len(examples)))]
+def in_order(examples: Examples, size: int) -> Iterator[Batch]:
+    """All pictures with all their captions, `size` pictures at a time, for validation."""
+    for first in range(0, len(examples), size):
+        places = range(first, min(first + size, len(examples)))
+        yield Batch([(place, list(range(len(examples.captions[place])))) for place in places], None)

@@ -18,6 +18,8 @@ from torch import Tensor
 from stages.train.decoders import Context, Decoder
 from stages.vocab.vocabulary import END, PAD, START, UNK
 
+NEVER = [PAD, START, UNK]  # what no caption says
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -69,7 +71,7 @@ def beam_search(decoders: Sequence[Decoder], contexts: Sequence[Context], decodi
             logits, states[i] = decoder.step(written[:, :, -1], states[i], context)
             totals = totals + logits.float().log_softmax(-1)
         log_probabilities = totals / len(decoders)  # (P, K, V)
-        log_probabilities[:, :, [PAD, START, UNK]] = -torch.inf
+        log_probabilities[:, :, NEVER] = -torch.inf
         if length == 1:
             log_probabilities[:, :, END] = -torch.inf
         if length > decoding.max_words:
@@ -111,6 +113,26 @@ def beam_search(decoders: Sequence[Decoder], contexts: Sequence[Context], decodi
                 break
         states = [tuple(take(part, parents) for part in state) for state in states]
     return found
+
+
+@torch.no_grad()
+def sample(decoder: Decoder, context: Context, captions: int, max_words: int) -> Tensor:
+    """`captions` (K) captions of each picture, each word drawn by its probability -> ids (P, K, T).
+
+    A caption ends with <end>, filled up with <pad>, or after `max_words` words. <unk> is never drawn.
+    """
+    state = decoder.start(context, captions)
+    words = torch.full((len(context[0]), captions), START, device=context[0].device)
+    ended = torch.zeros_like(words, dtype=torch.bool)
+    written: list[Tensor] = []
+    while len(written) < max_words and not ended.all():
+        logits, state = decoder.step(words, state, context)
+        logits[:, :, NEVER] = -torch.inf
+        words = torch.multinomial(logits.float().softmax(-1).flatten(0, 1), 1).view_as(words)
+        words = words.masked_fill(ended, PAD)
+        ended |= words == END
+        written.append(words)
+    return torch.stack(written, -1)
 
 
 def take(values: Tensor, places: Tensor) -> Tensor:

@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import Field
 
 from stages.params import Section
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far and how fast the weights move."""
+
+    epochs: int
+    patience: int
+    learning_rate: float
+    schedule: str
+    warmup: float
+    weight_decay: float
+    clip: float
+    average: float
+    beta2: float
+    checkpoint_minutes: float
+    seed: int
+
+
+class SelfCritical(Section):
+    epochs: int = Field(ge=0, le=10_000)
+    pictures: int = Field(ge=1, le=65536)
+    samples: int = Field(ge=2, le=1000)
+    learning_rate: float = Field(gt=0, le=1)
+    beta2: float = Field(ge=0, lt=1)
+    sharpen: float = Field(gt=0, le=100)
+    dropout: float = Field(ge=0, lt=1)
 
 
 class Settings(Section):
@@ -26,6 +54,7 @@ class Settings(Section):
     clip: float = Field(gt=0)
     label_smoothing: float = Field(ge=0, lt=1)
     average: float = Field(ge=0, lt=1)
+    self_critical: SelfCritical
     beam: int = Field(ge=1, le=100)
     length_penalty: float = Field(ge=0, le=2)
     max_words: int = Field(ge=1, le=200)
@@ -36,6 +65,16 @@ class Settings(Section):
     threads: int | None = Field(ge=1, le=1024)
     compile: bool
     seed: int = Field(ge=0)
+
+    def plan(self) -> Plan:
+        """Of learning from people's words."""
+        names = Plan.__dataclass_fields__.keys() - {"beta2"}
+        return Plan(beta2=0.999, **{name: getattr(self, name) for name in names})
+
+    def self_critical_plan(self) -> Plan:
+        """Of learning from scores: the same but for what its section says."""
+        own = self.self_critical
+        return replace(self.plan(), epochs=own.epochs, learning_rate=own.learning_rate, beta2=own.beta2)
 
 
 def conflicts(block: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,175 @@
+"""What a decoder learns from: people's words (cross-entropy), or the scores of its own captions (self-critical).
+
+Shapes: P pictures of a batch, K samples of each, T words of the longest, N words of all captions, V vocabulary
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from stages.features.device import autocast
+from stages.fetch.captions import Picture
+from stages.scorers.cider import CiderD
+from stages.scorers.ngrams import References
+from stages.scorers.ptb import tokenize
+from stages.train.batches import Batch, Examples, Source, in_batches, in_order, in_rounds
+from stages.train.decoders import Context, Decoder, Words, pack_words
+from stages.train.decoding import NEVER, sample
+from stages.vocab.vocabulary import END, PAD, START, Vocabulary
+
+
+class Step(NamedTuple):
+    """What a batch says."""
+
+    loss: Tensor  # what is made smaller
+    value: float  # what people want to see of it
+    weight: int  # over how many words or captions `value` is the mean
+
+
+class Objective(ABC):
+    """The batches of an epoch, and what each says. Products are in `dtype`, sums and losses in float32."""
+
+    column: ClassVar[str]  # the name of `Step.value` in reports/P/training.csv
+
+    def __init__(self, examples: Examples, source: Source, device: torch.device, dtype: torch.dtype) -> None:
+        self.examples, self.source, self.device, self.dtype = examples, source, device, dtype
+
+    @abstractmethod
+    def batches(self, generator: np.random.Generator) -> list[Batch]:
+        """The batches of an epoch; the same generator gives the same ones."""
+
+    @abstractmethod
+    def step(self, decoder: Decoder, batch: Batch) -> Step:
+        """The batch's loss, with gradients."""
+
+    def context(self, decoder: Decoder, batch: Batch) -> Context:
+        """The batch's features, brought to the device, as the decoder keeps them."""
+        rows = [self.examples.rows[picture] for picture, _ in batch.groups]
+        pooled, grid = (
+            part.to(self.device, non_blocking=True).float() if part is not None else None
+            for part in self.source.read(rows, batch.mirrored)
+        )
+        assert pooled is not None
+        return decoder.context(pooled, grid)
+
+
+class CrossEntropy(Objective):
+    """Every caption of every picture, word by word, the words before it given; with label smoothing (1512.00567, 7)."""
+
+    column = "train_loss"
+
+    def __init__(
+        self,
+        examples: Examples,
+        source: Source,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        captions: int = 64,
+        captions_per_picture: int = 1,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        """A batch has `captions` captions, at most `captions_per_picture` of a picture."""
+        super().__init__(examples, source, device, dtype)
+        self.together, self.pictures = captions_per_picture, max(1, captions // captions_per_picture)
+        self.label_smoothing = label_smoothing
+
+    def batches(self, generator: np.random.Generator) -> list[Batch]:
+        groups = in_rounds(self.examples, self.together, generator)
+        return in_batches(groups, self.pictures, self.source.mirror, generator)
+
+    def step(self, decoder: Decoder, batch: Batch) -> Step:
+        logits, words = self.logits(decoder, batch)
+        loss = cross_entropy(logits, words.predict, label_smoothing=self.label_smoothing)
+        return Step(loss, loss.item(), len(words.predict))
+
+    def logits(self, decoder: Decoder, batch: Batch) -> tuple[Tensor, Words]:
+        """-> logits (N, V) float32, and the words that they should give."""
+        captions = [self.examples.captions[picture][place] for picture, places in batch.groups for place in places]
+        owner = [number for number, (_, places) in enumerate(batch.groups) for _ in places]
+        words = pack_words(captions, owner).to(self.device)
+        with autocast(self.device, self.dtype):
+            return decoder(self.context(decoder, batch), words).float(), words
+
+    @torch.inference_mode()
+    def mean_loss(self, decoder: Decoder) -> float:
+        """Cross-entropy per word in nats over all captions, unsmoothed. No caption score, and never used as one."""
+        loss, weight = 0.0, 0
+        for batch in in_order(self.examples, self.pictures):
+            logits, words = self.logits(decoder, batch)
+            loss += cross_entropy(logits, words.predict, reduction="sum").item()
+            weight += len(words.predict)
+        return loss / weight
+
+
+class SelfCritical(Objective):
+    """Self-critical training (SCST, 1612.00563): the decoder samples captions; what scores well becomes likelier.
+
+    The baseline of a caption is the mean reward of the picture's other samples (2003.09971), so none is decoded for it.
+    """
+
+    column = "train_reward"
+
+    def __init__(
+        self,
+        examples: Examples,
+        source: Source,
+        device: torch.device,
+        dtype: torch.dtype,
+        reward: Reward,
+        *,
+        pictures: int,
+        samples: int,
+        max_words: int,
+    ) -> None:
+        """A batch has `samples` (K) captions, of at most `max_words` words, of each of `pictures` pictures."""
+        super().__init__(examples, source, device, dtype)
+        self.reward, self.pictures, self.samples, self.max_words = reward, pictures, samples, max_words
+
+    def batches(self, generator: np.random.Generator) -> list[Batch]:
+        groups = in_rounds(self.examples, max(map(len, self.examples.captions)), generator)  # every picture once
+        return in_batches(groups, self.pictures, self.source.mirror, generator)
+
+    def step(self, decoder: Decoder, batch: Batch) -> Step:
+        with torch.no_grad(), autocast(self.device, self.dtype):
+            written = sample(decoder, self.context(decoder, batch), self.samples, self.max_words)  # (P, K, T)
+        rewards = self.reward(written, [picture for picture, _ in batch.groups])
+        advantages = (rewards - rewards.mean(1, keepdim=True)) * self.samples / (self.samples - 1)
+        captions = [[START, *(word for word in text if word != PAD)] for text in written.flatten(0, 1).tolist()]
+        owner = [number for number in range(len(batch.groups)) for _ in range(self.samples)]
+        words = pack_words(captions, owner).to(self.device)
+        # Outside the context above: autocast keeps the weights it has cast, and those would be without gradients.
+        with autocast(self.device, self.dtype):
+            logits = decoder(self.context(decoder, batch), words).float()
+        logits[:, NEVER] = -torch.inf
+        each = cross_entropy(logits, words.predict, reduction="none")
+        weights = advantages.flatten().float().to(self.device)[words.order][words.captions()]
+        return Step((weights * each).mean(), float(rewards.mean()), rewards.numel())
+
+
+class Reward:
+    """CIDEr-D of sampled captions against the captions of their training pictures; document frequencies from all.
+
+    <end> counts as a word on both sides: without it a caption that stops after "on a" loses nothing (1612.00563).
+    """
+
+    def __init__(self, pictures: Sequence[Picture], vocabulary: Vocabulary) -> None:
+        """`pictures` in the order of the examples that are learned from."""
+        end = vocabulary.words[END]
+        references = References([[[*tokenize(text), end] for text in picture.captions] for picture in pictures])
+        self.cider = CiderD(references)
+        self.numbers = references.number(vocabulary.words)
+        self.numbers[[PAD, START]] = -1
+
+    def __call__(self, samples: Tensor, pictures: Sequence[int]) -> Tensor:
+        """samples (P, K, T) word ids, places of their pictures among the examples -> rewards (P, K)."""
+        flat = self.numbers[samples.flatten(0, 1).cpu().numpy()]
+        scores = self.cider.score(flat, np.repeat(np.asarray(pictures), samples.shape[1]))
+        return torch.from_numpy(scores).view(samples.shape[:2])
