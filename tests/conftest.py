@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pipelines import straight
 from stores import repository, template
 
-__all__ = ["repository", "shared", "template"]
+__all__ = ["repository", "shared", "straight", "template"]
 
 
 @pytest.fixture(scope="session")

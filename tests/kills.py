@@ -51,7 +51,7 @@ def kill(root: Path, after: float) -> str | None:
 
 def undisturbed(root: Path, template: Path) -> float:
     """A repository in which `dvc repro` ran to its end; returns how many seconds that took."""
-    make_repository(root, template, tiny=tiny())
+    make_repository(root, template, tiny=tiny(), other=tiny(seed=7))
     started = time.monotonic()
     dvc(root, "repro")
     return time.monotonic() - started
@@ -88,7 +88,7 @@ def differences(root: Path, straight: Path) -> Iterator[str]:
 
 def chain(root: Path, template: Path, seconds: float, kills: int, chance: random.Random) -> Counter[str]:
     """Kills a fresh pipeline `kills` times, then lets it end; returns how often each stage was at work."""
-    make_repository(root, template, tiny=tiny())
+    make_repository(root, template, tiny=tiny(), other=tiny(seed=7))
     hit: Counter[str] = Counter()
     while hit.total() < kills:
         # Each kill leaves about half of what was left, so moments are drawn from what is left of the whole.

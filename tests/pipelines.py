@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from stores import git, once
 
 from stages.files import sha256
 
@@ -45,10 +48,19 @@ def make_repository(root: Path, template: Path, **profiles: dict[str, Any]) -> P
     return root
 
 
-def git(root: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-    done = subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True, text=True)
-    return done.stdout
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path:
+    """A repository in which `dvc repro` ran to its end, committed; how many seconds that took is in `seconds`. Tests
+    work in copies of it."""
+    with once(tmp_path_factory, "straight") as (place, missing):
+        if missing:
+            partial = make_repository(place.with_suffix(".partial"), template, tiny=tiny(), other=tiny(seed=7))
+            started = time.monotonic()
+            assert dvc(partial, "repro").count("Running stage") == 6
+            (partial / "seconds").write_text(f"{time.monotonic() - started:.1f}")
+            commit(partial, "dvc.lock")
+            partial.rename(place)
+    return place
 
 
 def commit(root: Path, message: str) -> None:
@@ -126,3 +138,9 @@ def _asked(root: Path, code: str) -> Any:
         [sys.executable, "-c", code], cwd=root, env=environment(root) | more, check=True, capture_output=True, text=True
     )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def copy(root: Path, target: Path) -> Path:
+    """The repository as it is, somewhere else."""
+    shutil.copytree(root, target, symlinks=True)
+    return target

@@ -19,24 +19,25 @@ import pytest
 from stages import tracking
 
 
+@contextmanager
+def once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A place for something that is costly to make, and whether it is still to be made; one for all of pytest-xdist's
+    workers, who wait here for the first. What it is made as must be renamed to the place when it is whole."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with tracking.locked(place):
+        yield place, not place.exists()
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty SQLite store: making one takes seconds, copying it nothing. One for all of pytest-xdist's workers."""
-    base = tmp_path_factory.getbasetemp()
-    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "template.db"
-    with tracking.locked(place):
-        if not place.exists():
+    """An empty SQLite store: making one takes seconds, copying it nothing."""
+    with once(tmp_path_factory, "template.db") as (place, missing):
+        if missing:
             partial = place.with_suffix(".partial")
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-c",
-                    f"from mlflow import MlflowClient as C; C('sqlite:///{partial}').search_experiments()",
-                ],
-                check=True,
-                capture_output=True,
-                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-            )
+            code = f"from mlflow import MlflowClient as C; C('sqlite:///{partial}').search_experiments()"
+            more = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+            subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=more)
             partial.rename(place)
     return place
 

@@ -1,110 +1,176 @@
-"""The pipeline by a real `dvc` in a clone: it runs, has nothing to do, and is the same when made again."""
+"""The pipeline by a real `dvc`: it runs, has nothing to do, is the same when made again, and survives kill -9."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import resource
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from kills import chain, differences
+from pipelines import DVC, REPOSITORY, copy, dvc, environment, files, locked, runs, versions
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-DVC = Path(sys.executable).with_name("dvc")
-
-
-def tiny(block: dict[str, Any], **fetch: Any) -> dict[str, Any]:
-    """A profile small enough that all six stages take seconds."""
-    block = json.loads(json.dumps(block))
-    block["fetch"] |= {"pictures": 60, "size": 64} | fetch
-    block["features"] |= {"size": 64, "workers": 0, "precision": "float32"}
-    block["train"] |= {"embedding": 16, "hidden": 16, "epochs": 2, "precision": "float32"}
-    block["evaluate"] |= {"resamples": 20}
-    return block
+STAGES = ("fetch", "vocab", "features", "train", "evaluate", "register")
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path:
-    """A repository with this working tree's pipeline, two tiny profiles, and an empty store."""
-    root = tmp_path_factory.mktemp("clone")
-    for name in ("stages", ".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"):
-        source, target = REPOSITORY / name, root / name
-        target.parent.mkdir(exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target)
-    sample = yaml.safe_load((root / "params.yaml").read_text())["sample"]
-    params = {"profile": "one", "one": tiny(sample), "two": tiny(sample, seed=7)}
-    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    shutil.copy(template, root / "mlflow.db")
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
-        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *command], cwd=root, check=True)
-    return root
+@pytest.fixture
+def repository(straight: Path, tmp_path: Path) -> Path:
+    """A repository in which `dvc repro` ran to its end."""
+    return copy(straight, tmp_path / "repository")
 
 
-def dvc(root: Path, *arguments: str) -> str:
-    path = f"{DVC.parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [DVC, *arguments],
-        cwd=root,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def outputs(root: Path) -> dict[str, str]:
-    """md5 of every output by its path, from dvc.lock."""
-    lock = yaml.safe_load((root / "dvc.lock").read_text())
-    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
-
-
-def test_it_runs_is_up_to_date_and_the_same_when_made_again(clone: Path) -> None:
-    said = dvc(clone, "repro")
-    assert said.count("Running stage") == 6
-    first = outputs(clone)
-    metrics = json.loads((clone / "reports/one/metrics.json").read_text())
+def test_it_is_up_to_date_and_the_same_when_made_again(repository: Path) -> None:
+    metrics = json.loads((repository / "reports/tiny/metrics.json").read_text())
     assert metrics["test"]["images"] == 6
-    assert json.loads((clone / "reports/one/registration.json").read_text())
-    assert "Data and pipelines are up to date." in dvc(clone, "repro")
+    assert json.loads((repository / "reports/tiny/registration.json").read_text())
+    assert "Data and pipelines are up to date." in dvc(repository, "repro")
+    params = yaml.safe_load((repository / "params.yaml").read_text())
+    params["other"]["train"]["hidden"] = 24
+    (repository / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    assert "Data and pipelines are up to date." in dvc(repository, "repro"), "another block is another model"
 
     # From nothing, not from what fetch and features keep for themselves: every output has the same bytes again.
+    first = locked(repository)
     for folder in ("data", "models", "reports"):
-        shutil.rmtree(clone / folder)
-    dvc(clone, "repro", "--force", "--no-run-cache")
-    again = outputs(clone)
-    assert {path for path in first if first[path] != again[path]} == {"models/one/run.json"}
+        shutil.rmtree(repository / folder)
+    assert dvc(repository, "repro", "--force", "--no-run-cache").count("Running stage") == 6
+    again = locked(repository)
+    assert {path for path in first if first[path] != again[path]} == {"models/tiny/run.json"}
+    assert len(runs(repository)) == 2, "training again is another run"
+    assert len(versions(repository)) == 1, "the same weights are the same version"
 
 
-def test_a_change_in_another_block_reruns_nothing(clone: Path) -> None:
-    if not (clone / "dvc.lock").exists():
-        pytest.skip("needs the run of the test before")
-    params = yaml.safe_load((clone / "params.yaml").read_text())
-    params["two"]["train"]["hidden"] = 24
-    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    assert "Data and pipelines are up to date." in dvc(clone, "repro")
+def test_kill_9_at_any_moment_changes_nothing(straight: Path, tmp_path: Path, template: Path) -> None:
+    """A few moments; reports/kills.md has those of `python tests/kills.py 50`."""
+    seconds = float((straight / "seconds").read_text())
+    hit = chain(tmp_path / "killed", template, seconds, 3, random.Random(11))
+    assert hit
+    assert list(differences(tmp_path / "killed", straight)) == []
 
 
-def test_no_stage_works_under_wrong_settings(clone: Path) -> None:
-    before = (clone / "params.yaml").read_text()
-    (clone / "params.yaml").write_text(before.replace("learning_rate: 0.002", "learning_rate: -1", 1))
+def stage(root: Path, name: str, *before: str, prepare: Callable[[], None] | None = None) -> str:
+    """What a stage says that fails in its own words."""
     done = subprocess.run(
-        [sys.executable, "-m", "stages.fetch"],
-        cwd=clone,
-        env={**os.environ, "PYTHONPATH": str(clone)},
+        [*before, sys.executable, "-B", "-m", f"stages.{name}"],
+        cwd=root,
+        env=environment(root),
+        preexec_fn=prepare,
         capture_output=True,
         text=True,
+        timeout=200,
         check=False,
     )
-    (clone / "params.yaml").write_text(before)
-    assert done.returncode == 1
-    assert "params.yaml: one.train.learning_rate = -1 (must be greater than 0)" in done.stderr
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_no_stage_works_under_wrong_settings(repository: Path) -> None:
+    text = (repository / "params.yaml").read_text()
+    (repository / "params.yaml").write_text(text.replace("learning_rate: 0.002", "learning_rate: -1", 1))
+    assert "params.yaml: tiny.train.learning_rate = -1 (must be greater than 0)" in stage(repository, "fetch")
+
+
+def work_to_do(root: Path) -> None:
+    """Settings under which fetch and features cannot keep what they have."""
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["tiny"]["fetch"]["seed"] += 1
+    params["tiny"]["features"]["batch"] += 1
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def test_a_disk_that_fills_up_while_a_model_is_saved_is_told(tmp_path: Path) -> None:
+    """Checkpoint and artifact by themselves, since under a full disk the store stops a stage long before them."""
+    code = """
+import resource, sys
+from pathlib import Path
+import torch
+from stages.train.artifact import Artifact
+from stages.train.decoders import Shape, build
+from stages.train.decoding import Decoding
+from stages.vocab.vocabulary import SPECIALS, Vocabulary
+from test_training import CPU, CrossEntropy, Examples, Source, Training, settings
+decoder = build(Shape('show_tell', 4, 8, 16, 16))
+source = Source(None, 'train', False, False)
+objective = CrossEntropy(Examples([0], [[[1, 2]]]), source, CPU, torch.float32)
+training = Training(decoder, objective, settings().plan(), device=CPU, checkpoint=Path(sys.argv[1]))
+artifact = Artifact(decoder, Vocabulary(SPECIALS), {}, Decoding())
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+for save in (training.save, lambda: artifact.save(sys.argv[1])):
+    try:
+        save()
+    except OSError as error:
+        print(error)
+"""
+    path = tmp_path / "model"
+    path.write_text("earlier")
+    search = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        env={**os.environ, "PYTHONPATH": search},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.count(f"File too large: free some space and run again; not written: '{path}'") == 2
+    assert path.read_text() == "earlier"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_full_disk_is_told_and_leaves_earlier_outputs(repository: Path, name: str) -> None:
+    """The operating system takes the first 256 bytes of every file and no more."""
+    work_to_do(repository)
+    before = files(repository, "tiny")
+    said = stage(repository, name, prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (256, 256)))
+    assert any(words in said for words in ("free some space", "File too large", "disk I/O error", "disk is full")), said
+    after = files(repository, "tiny")
+    assert {path: after.get(path) for path in before} == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+@pytest.mark.parametrize("name", ["fetch", "vocab", "features", "train", "evaluate"])
+def test_a_read_only_folder_is_told_and_leaves_earlier_outputs(repository: Path, name: str) -> None:
+    work_to_do(repository)
+    before = files(repository, "tiny")
+    top = {"train": "models", "evaluate": "reports"}.get(name, "data")
+    folders = [path for path in (repository / top).rglob("*") if path.is_dir()]
+    for folder in folders:
+        folder.chmod(0o555)
+    # Root without the right to write in spite of permissions.
+    powerless = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
+    said = stage(repository, name, *powerless)
+    for folder in folders:
+        folder.chmod(0o755)
+    assert "Permission denied" in said
+    assert f"{top}/tiny" in said
+    assert files(repository, "tiny") == before
+
+
+def test_of_two_at_once_the_second_says_who_is_at_work(straight: Path, tmp_path: Path) -> None:
+    root = copy(straight, tmp_path / "busy")
+    work_to_do(root)
+    with (root / ".dvc" / "first.log").open("w") as log:
+        first = subprocess.Popen(
+            [DVC, "repro", "features"],
+            cwd=root,
+            env=environment(root),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while "Running stage" not in (root / ".dvc" / "first.log").read_text() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            said = dvc(root, "repro", "features", expect=255)
+        finally:
+            assert first.wait(timeout=120) == 0, (root / ".dvc" / "first.log").read_text()
+    assert f"(PID {first.pid})" in said

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from stages.features.encoders import hash_weights
 from stages.files import whole
@@ -54,9 +54,10 @@ class Artifact:
             "decoding": self.decoding.as_dict(),
             "weights_sha256": weights_sha256,
         }
+        # One key: safetensors writes several in an order that changes.
+        data = save(state, {"captioner": json.dumps(metadata, ensure_ascii=False, allow_nan=False)})
         with whole(path) as partial:
-            # One key: safetensors writes several in an order that changes.
-            save_file(state, partial, {"captioner": json.dumps(metadata, ensure_ascii=False, allow_nan=False)})
+            partial.write_bytes(data)
         return weights_sha256
 
     @classmethod

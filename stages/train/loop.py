@@ -6,6 +6,7 @@ What is learned from is an objective (objectives.py); how far and how fast the w
 from __future__ import annotations
 
 import copy
+import io
 import math
 import signal
 import time
@@ -109,8 +110,10 @@ class Training:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
+        buffer = io.BytesIO()  # written from here: of a full disk torch says only that a position was not expected
+        torch.save(state, buffer)
         with whole(self.checkpoint) as partial:
-            torch.save(state, partial)
+            partial.write_bytes(buffer.getbuffer())
 
     def resume(self) -> bool:
         """Goes on from `checkpoint` where it is of the same run (same data, settings and code); says whether it did."""
