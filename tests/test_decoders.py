@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stages.train.decoders import DECODERS, Context, Decoder, Shape, build, pack_words
 from stages.train.decoding import Decoding, Hypothesis, beam_search
-from stages.train.settings import Settings
+from stages.train.settings import SEE_REGIONS, Settings
 from stages.vocab.vocabulary import END, START, UNK
 
 WORDS, CHANNELS, REGIONS = 30, 24, 9
@@ -203,3 +203,4 @@ def test_settings_name_exactly_the_decoders() -> None:
 def test_an_unknown_decoder_is_told() -> None:
     with pytest.raises(ValueError, match=r"decoder 'transformer' is not known: this version has show_tell"):
         build(Shape("transformer", 5, 5, 5, 5))
+    assert {name for name, kind in DECODERS.items() if kind.grid} == SEE_REGIONS

@@ -77,8 +77,13 @@ class Settings(Section):
         return replace(self.plan(), epochs=own.epochs, learning_rate=own.learning_rate, beta2=own.beta2)
 
 
+SEE_REGIONS = {"attend"}  # decoders that look at the grid of features, not only at its mean
+
+
 def conflicts(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields (key, rule broken) for settings of train that do not fit each other."""
+    """Yields (key, rule broken) for settings of train that do not fit each other, or those of features."""
+    if block["train"].decoder in SEE_REGIONS and not block["features"].grid:
+        yield f"train.decoder = {block['train'].decoder}", "looks at regions: set features.grid to true"
     if block["train"].captions_per_picture > block["train"].batch:
         yield (
             f"train.captions_per_picture = {block['train'].captions_per_picture}",
