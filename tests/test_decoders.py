@@ -81,6 +81,27 @@ def test_a_caption_does_not_depend_on_its_batch(name: str) -> None:
     torch.testing.assert_close(together[[4, 9]], alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name, kind in DECODERS.items() if kind.grid])
+def test_attention_says_where_a_word_was_seen(name: str) -> None:
+    """Rows sum to 1; and what lies in regions without weight does not matter, by hand and one word at a time."""
+    made = decoder(name)
+    grid = torch.randn(1, REGIONS, CHANNELS, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        seen = made.context(grid.mean(1), grid)
+        weights = made.attention(seen, pack_words(CAPTIONS[:1], [0]))
+        assert weights is not None
+        assert weights.shape == (3, REGIONS)
+        torch.testing.assert_close(weights.sum(1), torch.ones(3))
+        state = made.start(seen, 1)
+        for time, word in enumerate(CAPTIONS[0][:-1]):
+            _, state = made.step(torch.tensor([[word]]), state, seen)
+            by_hand = torch.zeros(REGIONS)
+            heads = made.heads  # type: ignore[attr-defined]
+            for query, keys in zip(made.query(state[0][0, 0]).chunk(heads), seen[1][0], strict=True):  # type: ignore[operator]
+                by_hand += (keys @ query / len(query) ** 0.5).softmax(0) / heads
+            torch.testing.assert_close(weights[time], by_hand, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("beam", [1, 2, 5])
 def test_batched_beam_equals_one_by_one(name: str, beam: int) -> None:

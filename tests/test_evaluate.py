@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from tiny import environment, make_project
 
+from stages.evaluate import figures
 from stages.fetch.captions import read_captions
 from stages.scorers.ptb import tokenize
 
@@ -57,6 +60,30 @@ def test_metrics_are_coco_captions_of_the_captions_that_were_written(evaluated: 
         assert not any("<" in entry["caption"] for entry in written), "no special token"
     assert metrics["test"]["decoding"] == {"beam": 3, "length_penalty": 0.7, "max_words": 20}
     assert "10 images" in (evaluated / "reports/tiny/scorecard.md").read_text()
+
+
+def test_curves_and_captioned_pictures_go_into_the_record(evaluated: Path) -> None:
+    kept = {path.name: path for path in (evaluated / "mlartifacts").rglob("*.png")}
+    assert kept.keys() == {"curves.png", "captions.png"}
+    for path in kept.values():
+        with Image.open(path) as image:
+            assert image.width >= 1000
+            assert np.asarray(image.convert("L")).std() > 5, "something is drawn on it"
+
+
+def test_attention_is_drawn_where_the_weights_are() -> None:
+    """A white picture, all weight on the upper left region: there it stays white, elsewhere it is dark."""
+    weights = np.zeros((1, 16), np.float32)
+    weights[0, 0] = 1
+    drawn = io.BytesIO()
+    figures.attention(Image.new("RGB", (64, 64), "white"), ["dog"], weights).savefig(drawn, dpi=100)
+    pixels = np.asarray(Image.open(drawn).convert("L")).astype(float)
+    dark = np.argwhere(pixels < 80)
+    top, left = dark.min(0)
+    bottom, right = dark.max(0)
+    part = pixels[top:bottom, left:right]
+    corner = part[: len(part) // 6, : part.shape[1] // 6]
+    assert corner.mean() > 200 > 90 > part[len(part) // 2 :, part.shape[1] // 2 :].mean()
 
 
 def test_other_peoples_captions_get_the_same_card(evaluated: Path, tmp_path: Path) -> None:

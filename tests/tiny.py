@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from stages.features.store import Draft
 from stages.fetch.captions import Picture, write_captions
@@ -35,6 +38,12 @@ def make_project(root: Path, template: Path, **changes: Any) -> Path:
     block["train"] = settings(**changes).model_dump()
     (root / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": block}))
     data = root / "data" / "tiny"
+    (data / "pictures").mkdir(parents=True)
+    with zipfile.ZipFile(data / "pictures" / "pictures.zip", "w") as archive:
+        for number in range(60):
+            png = io.BytesIO()
+            Image.new("RGB", (8, 8), (4 * number, 128, 255 - 4 * number)).save(png, "PNG")
+            archive.writestr(f"{number}.png", png.getvalue())
     generator = np.random.default_rng(0)
     meaning = generator.normal(size=(len(COLOURS) + len(THINGS), 12))
     draft = Draft(data / "features.partial", "made up")

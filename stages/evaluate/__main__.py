@@ -1,6 +1,6 @@
 """Evaluate: captions of all val and test pictures, decoded in batches, and the score card of both splits.
 
-Reads:  models/P/captioner.safetensors, models/P/run.json, data/P/features,
+Reads:  models/P/captioner.safetensors, models/P/run.json, data/P/features, data/P/pictures, reports/P/training.csv,
         data/P/captions_train.json, data/P/captions_val.json, data/P/captions_test.json
 Writes: reports/P/captions_val.json, reports/P/captions_test.json, reports/P/metrics.json, reports/P/scorecard.md
 Why:    a score counts only over every picture of its split, with its noise, its floors and how it was decoded.
@@ -16,20 +16,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
 from stages import params, tracking
-from stages.evaluate import scorecard
+from stages.evaluate import figures, scorecard
 from stages.evaluate.results import read_results, write_results
 from stages.evaluate.settings import Settings
 from stages.features.device import choose_device
 from stages.features.store import Features
 from stages.fetch.captions import Picture, read_captions
+from stages.fetch.pictures import Pictures, decode
 from stages.files import whole, write_json
 from stages.rim import run
 from stages.train.artifact import Artifact
 from stages.train.batches import Source
+from stages.train.decoders import Decoder, pack_words
 from stages.train.describe import describe
+from stages.vocab.vocabulary import Vocabulary
 
 SPLITS = ("val", "test")
+SHOWN = 12  # test pictures that go into the record with their captions
 
 
 def main() -> None:
@@ -75,6 +85,17 @@ def main() -> None:
         record.score(cards)
         for name in ("metrics.json", "scorecard.md", "captions_val.json", "captions_test.json"):
             record.artifact(reports / name)
+        record.figure(figures.curves(pd.read_csv(reports / "training.csv")), "curves.png")
+        shown = spread(pictures["test"], SHOWN)
+        images = read_pictures(data / "pictures", shown)
+        said = [found["test"][picture.id] for picture in shown]
+        record.figure(figures.sheet(images, said, [picture.captions[0] for picture in shown]), "captions.png")
+        if decoder.grid:
+            rows = rows_of_all(shown[:4], features, "test")
+            source = Source(features, "test", grid=True, mirror=False)
+            for picture, image, row, caption in zip(shown, images, rows, said, strict=False):
+                words, weights = look(decoder.cpu(), source, row, artifact.vocabulary, caption)
+                record.figure(figures.attention(image, words, weights), f"attention/{picture.id}.png")
     test = cards["test"]
     ends = test["intervals"].get("cider")  # none where settings ask for no resamples
     span = f" ({ends['low']:.3f} to {ends['high']:.3f})" if ends else ""
@@ -82,6 +103,32 @@ def main() -> None:
         f"test, {test['images']:,} pictures: BLEU-4 {test['bleu_4']:.3f}, CIDEr {test['cider']:.3f}{span}: "
         f"{reports}/scorecard.md"
     )
+
+
+def spread(pictures: Sequence[Picture], count: int) -> list[Picture]:
+    """`count` pictures at even distances in their order, so that nobody has chosen them."""
+    return [pictures[i * len(pictures) // count] for i in range(min(count, len(pictures)))]
+
+
+def read_pictures(archives: Path, pictures: Sequence[Picture]) -> list[Image.Image]:
+    """The pictures themselves, small enough to be looked at together."""
+    opened = Pictures(archives)
+    images = [decode(opened.read(picture.file_name), at_least=400) for picture in pictures]
+    for image in images:
+        image.thumbnail((400, 400))
+    return images
+
+
+@torch.inference_mode()
+def look(
+    decoder: Decoder, source: Source, row: int, vocabulary: Vocabulary, caption: str
+) -> tuple[list[str], NDArray[np.float32]]:
+    """The words of a caption and <end>, and where the decoder looked for each: (T, R)."""
+    pooled, grid = source.read([row])
+    words = pack_words([vocabulary.encode(caption)], [0])
+    weights = decoder.attention(decoder.context(pooled.float(), grid.float() if grid is not None else None), words)
+    assert weights is not None
+    return [vocabulary.words[word] for word in words.predict.tolist()], weights.numpy()
 
 
 def arguments() -> argparse.Namespace:
