@@ -118,15 +118,20 @@ def open_picture(path: Path, at_least: int) -> Image.Image:
     return decode(path.read_bytes(), at_least=at_least)
 
 
+PRETRAINED = Path("models/pretrained/flickr8k_attend.safetensors")  # the best of those that `dvc pull` brings
+
+
 def find_model() -> Path:
-    """The model to use when none is named, said on stderr: the newest trained on photographs, else the one that knows
-    drawn scenes only (models/sample). Looks below the current folder and where this project is installed from."""
+    """The model to use when none is named, said on stderr: the newest that was trained here on photographs, else the
+    best pretrained one, else one that knows drawn scenes only (models/sample). Looks below the current folder and where
+    this project is installed from."""
     for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
-        models = sorted((root / "models").glob("*/*.safetensors"), key=lambda path: -path.stat().st_mtime)
-        models.sort(key=lambda path: path.parent.name == "sample")
-        if models:
-            print(f"model: {models[0]}", file=sys.stderr)
-            return models[0]
+        trained = sorted((root / "models").glob("*/captioner.safetensors"), key=lambda path: -path.stat().st_mtime)
+        photographs = [path for path in trained if path.parent.name != "sample"]
+        models = [*photographs, root / PRETRAINED, *trained]
+        if found := next((path for path in models if path.is_file()), None):
+            print(f"model: {found}", file=sys.stderr)
+            return found
     raise ValueError(
         "no model below models/: `dvc pull` brings trained ones, `dvc repro` trains one, --model FILE names one"
     )

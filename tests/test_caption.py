@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from stages.caption import PRETRAINED, find_model
 from stages.evaluate.captioner import Captioner
 from stages.features.encoders import EfficientNetLite0
 from stages.train.artifact import Artifact, ArtifactError
@@ -138,3 +139,16 @@ def test_several_models_vote_and_must_fit(tmp_path: Path) -> None:
     assert both.score < max(alone.score, Captioner.load(other, device="cpu").caption([picture])[0][0].score)
     with pytest.raises(ArtifactError, match=r"have hash 9386950811f5, the captioner was trained on 000000000000"):
         Captioner.load(save_captioner(tmp_path / "third.safetensors", encoder_hash="0" * 64), device="cpu")
+
+
+def test_without_model_it_takes_the_best_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Drawn scenes last, one's own photographs first, what `dvc pull` brought between them."""
+    monkeypatch.chdir(tmp_path)
+    names = ("models/sample/captioner.safetensors", str(PRETRAINED), "models/mine/captioner.safetensors")
+    for name in names:
+        Path(name).parent.mkdir(parents=True)
+        Path(name).touch()
+        assert find_model() == tmp_path / name
+        assert f"model: {tmp_path / name}" in capsys.readouterr().err

@@ -6,15 +6,15 @@ Writes: reports/P/captions_val.json, reports/P/captions_test.json, reports/P/met
 Why:    a score counts only over every picture of its split, with its noise, its floors and how it was decoded.
 
 `python -m stages.evaluate --captions results.json [--split val]` prints the same card for any captions of the profile's
-pictures in COCO's results format, whoever made them; it writes nothing.
+pictures in COCO's results format, whoever made them; `--model FILE` for another captioner, or for several that vote.
+These write nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from PIL import Image
 
 from stages import params, tracking
 from stages.evaluate import figures, scorecard
+from stages.evaluate.measure import caption, judge, rows_of_all
 from stages.evaluate.results import read_results, write_results
 from stages.evaluate.settings import Settings
 from stages.features.device import choose_device
@@ -35,7 +36,6 @@ from stages.rim import run
 from stages.train.artifact import Artifact
 from stages.train.batches import Source
 from stages.train.decoders import Decoder, pack_words
-from stages.train.describe import describe
 from stages.vocab.vocabulary import Vocabulary
 
 SPLITS = ("val", "test")
@@ -56,26 +56,21 @@ def main() -> None:
         print(scorecard.markdown(card))
         return
 
-    device = choose_device(settings.device)
-    artifact = Artifact.load(models / "captioner.safetensors")
+    artifacts = [Artifact.load(path) for path in options.model or [models / "captioner.safetensors"]]
     features = Features(data / "features")
-    check_features(artifact, features)
-    decoding = artifact.decoding.but(
+    decoding = artifacts[0].decoding.but(
         beam=settings.beam, length_penalty=settings.length_penalty, max_words=settings.max_words
     )
+    asked = {split: pictures[split] for split in ([options.split] if options.model else SPLITS)}
     # Opened before the work, which a store that cannot be opened would make in vain.
-    record = tracking.reopen(models / "run.json", "evaluate", settings.model_dump())
-    decoder = artifact.decoder.to(device)
-    found: dict[str, dict[int, str]] = {}
-    for split in SPLITS:
-        rows = rows_of_all(pictures[split], features, split)
-        source = Source(features, split, decoder.grid, mirror=False)
-        best = describe([decoder], source, rows, decoding, batch=settings.batch, device=device)
-        ids = [picture.id for picture in pictures[split]]
-        found[split] = {
-            key: artifact.vocabulary.decode(hypotheses[0].words) for key, hypotheses in zip(ids, best, strict=True)
-        }
+    record = None if options.model else tracking.reopen(models / "run.json", "evaluate", settings.model_dump())
+    device = choose_device(settings.device)
+    found = caption(artifacts, asked, features, decoding, batch=settings.batch, device=device)
     cards = judge(found, pictures, features, decoding.as_dict(), settings.resamples)
+    if record is None:
+        print(scorecard.markdown(cards))
+        return
+    artifact, decoder = artifacts[0], artifacts[0].decoder.cpu()
     for split in SPLITS:
         write_results(reports / f"captions_{split}.json", found[split])
     write_json(reports / "metrics.json", cards)
@@ -93,8 +88,8 @@ def main() -> None:
         if decoder.grid:
             rows = rows_of_all(shown[:4], features, "test")
             source = Source(features, "test", grid=True, mirror=False)
-            for picture, image, row, caption in zip(shown, images, rows, said, strict=False):
-                words, weights = look(decoder.cpu(), source, row, artifact.vocabulary, caption)
+            for picture, image, row, text in zip(shown, images, rows, said, strict=False):
+                words, weights = look(decoder, source, row, artifact.vocabulary, text)
                 record.figure(figures.attention(image, words, weights), f"attention/{picture.id}.png")
     test = cards["test"]
     ends = test["intervals"].get("cider")  # none where settings ask for no resamples
@@ -135,50 +130,11 @@ def arguments() -> argparse.Namespace:
     """The command line; the stage itself is run without any."""
     parser = argparse.ArgumentParser("python -m stages.evaluate", description="Scores captions of pictures.")
     parser.add_argument("--captions", metavar="FILE", help="score this results file (COCO's format) instead of a model")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="the split whose pictures it captions")
+    parser.add_argument(
+        "--model", action="append", metavar="FILE", help="score this captioner; given several times, they vote"
+    )
+    parser.add_argument("--split", choices=SPLITS, default="test", help="the split to score")
     return parser.parse_args()
-
-
-def check_features(artifact: Artifact, features: Features) -> None:
-    """Raises ValueError where features on disk are not those that the captioner was trained on."""
-    for key in ("encoder", "weights_sha256", "preprocessing"):
-        if artifact.encoder[key] != features.index[key]:
-            raise ValueError(
-                f"{features.folder} has {key} {features.index[key]}, the captioner was trained on "
-                f"{artifact.encoder[key]}: run `dvc repro`"
-            )
-
-
-def rows_of_all(pictures: Sequence[Picture], features: Features, split: str) -> list[int]:
-    """The feature row of every picture of a split; ValueError where one has none: a score is of all or nothing."""
-    rows = features.rows(split)
-    if missing := [picture.file_name for picture in pictures if picture.id not in rows]:
-        raise ValueError(
-            f"{len(missing)} of {len(pictures)} {split} pictures could not be read ({', '.join(missing[:5])}): a score "
-            "counts only over all pictures of its split; mend them, or take them out where they come from"
-        )
-    return [rows[picture.id] for picture in pictures]
-
-
-def judge(
-    captions: Mapping[str, Mapping[int, str]],
-    pictures: Mapping[str, Sequence[Picture]],
-    features: Features | None,
-    decoding: Mapping[str, Any],
-    resamples: int,
-) -> dict[str, dict[str, Any]]:
-    """The score card of every split in `captions`; without features the row of the nearest neighbours is left out."""
-    sheets = {}
-    training = scorecard.Training([picture.captions for picture in pictures["train"]])
-    for split, found in captions.items():
-        neighbours = None
-        if features is not None:
-            # Rows are in the order of the captions file. A picture that could not be read is all zeros, near to none.
-            nearest = training.floors.neighbours(features.array(split, "pooled"), features.array("train", "pooled"))
-            neighbours = {picture.id: caption for picture, caption in zip(pictures[split], nearest, strict=True)}
-        references = {picture.id: picture.captions for picture in pictures[split]}
-        sheets[split] = scorecard.Sheet(found, references, neighbours)
-    return scorecard.build_all(sheets, training=training, decoding=decoding, resamples=resamples)
 
 
 if __name__ == "__main__":

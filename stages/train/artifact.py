@@ -1,6 +1,6 @@
 """The artifact: one safetensors file that holds everything a captioner needs, so that nothing can mismatch.
 
-    tensors     decoder.*, float32
+    tensors     decoder.*, float32 (float16 in published ones)
     metadata    key `captioner`, JSON: shape of the decoder, vocabulary, encoder (name, weights, hash), preprocessing,
                 default decoding, hash of the weights
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -40,10 +41,13 @@ class Artifact:
     decoding: Decoding
     weights_sha256: str = ""
 
-    def save(self, path: str | Path) -> str:
-        """Writes the file whole or not at all; the same captioner gives the same bytes. Returns the weights' hash."""
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> str:
+        """Writes the file whole or not at all; the same captioner gives the same bytes. Returns the weights' hash.
+
+        In float16 a file has half the size; what it says is then to be measured again (stages/release.py)."""
         state = {
-            f"decoder.{name}": value.detach().cpu().contiguous() for name, value in self.decoder.state_dict().items()
+            f"decoder.{name}": value.detach().cpu().to(dtype).contiguous()
+            for name, value in self.decoder.state_dict().items()
         }
         weights_sha256 = hash_weights(state)
         metadata = {

@@ -1,0 +1,86 @@
+"""Captions of every picture of a split by one captioner or several that vote, and their score cards: all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from stages.evaluate import scorecard
+from stages.features.store import Features
+from stages.fetch.captions import Picture
+from stages.train.artifact import Artifact
+from stages.train.batches import Source
+from stages.train.decoding import Decoding
+from stages.train.describe import describe
+
+
+def caption(
+    artifacts: Sequence[Artifact],
+    pictures: Mapping[str, Sequence[Picture]],
+    features: Features,
+    decoding: Decoding,
+    *,
+    batch: int,
+    device: torch.device,
+) -> dict[str, dict[int, str]]:
+    """The best caption of every picture, by split and id. ValueError where captioners and features do not fit."""
+    first = artifacts[0]
+    for artifact in artifacts:
+        check_features(artifact, features)
+        if artifact.vocabulary != first.vocabulary:
+            raise ValueError("captioners that vote must share their vocabulary: train them on the same captions")
+    decoders = [artifact.decoder.to(device) for artifact in artifacts]
+    found = {}
+    for split, own in pictures.items():
+        source = Source(features, split, any(decoder.grid for decoder in decoders), mirror=False)
+        rows = rows_of_all(own, features, split)
+        best = describe(decoders, source, rows, decoding, batch=batch, device=device)
+        found[split] = {
+            picture.id: first.vocabulary.decode(hypotheses[0].words)
+            for picture, hypotheses in zip(own, best, strict=True)
+        }
+    return found
+
+
+def check_features(artifact: Artifact, features: Features) -> None:
+    """Raises ValueError where features on disk are not those that the captioner was trained on."""
+    for key in ("encoder", "weights_sha256", "preprocessing"):
+        if artifact.encoder[key] != features.index[key]:
+            raise ValueError(
+                f"{features.folder} has {key} {features.index[key]}, the captioner was trained on "
+                f"{artifact.encoder[key]}: run `dvc repro`"
+            )
+
+
+def rows_of_all(pictures: Sequence[Picture], features: Features, split: str) -> list[int]:
+    """The feature row of every picture of a split; ValueError where one has none: a score is of all or nothing."""
+    rows = features.rows(split)
+    if missing := [picture.file_name for picture in pictures if picture.id not in rows]:
+        raise ValueError(
+            f"{len(missing)} of {len(pictures)} {split} pictures could not be read ({', '.join(missing[:5])}): a score "
+            "counts only over all pictures of its split; mend them, or take them out where they come from"
+        )
+    return [rows[picture.id] for picture in pictures]
+
+
+def judge(
+    captions: Mapping[str, Mapping[int, str]],
+    pictures: Mapping[str, Sequence[Picture]],
+    features: Features | None,
+    decoding: Mapping[str, Any],
+    resamples: int,
+) -> dict[str, dict[str, Any]]:
+    """The score card of every split in `captions`; without features the row of the nearest neighbours is left out."""
+    sheets = {}
+    training = scorecard.Training([picture.captions for picture in pictures["train"]])
+    for split, found in captions.items():
+        neighbours = None
+        if features is not None:
+            # Rows are in the order of the captions file. A picture that could not be read is all zeros, near to none.
+            nearest = training.floors.neighbours(features.array(split, "pooled"), features.array("train", "pooled"))
+            neighbours = {picture.id: caption for picture, caption in zip(pictures[split], nearest, strict=True)}
+        references = {picture.id: picture.captions for picture in pictures[split]}
+        sheets[split] = scorecard.Sheet(found, references, neighbours)
+    return scorecard.build_all(sheets, training=training, decoding=decoding, resamples=resamples)
