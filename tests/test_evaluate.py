@@ -20,6 +20,7 @@ from tiny import environment, make_project
 from stages.evaluate import figures
 from stages.fetch.captions import read_captions
 from stages.scorers.ptb import tokenize
+from stages.train.artifact import read_metadata
 
 
 def stage(root: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -97,6 +98,31 @@ def test_other_peoples_captions_get_the_same_card(evaluated: Path, tmp_path: Pat
     assert done.returncode == 1
     assert "1 of 10" in done.stderr or "miss" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_other_captioners_get_the_same_card_and_several_vote(evaluated: Path) -> None:
+    ours = str(evaluated / "models/tiny/captioner.safetensors")
+    written = (evaluated / "reports/tiny/scorecard.md").read_text()
+    for models in ([ours], [ours, ours]):  # a captioner that votes with itself says what it says
+        done = stage(evaluated, "evaluate", *(part for model in models for part in ("--model", model)))
+        assert done.returncode == 0, done.stderr
+        assert next(line for line in done.stdout.splitlines() if "this model" in line) in written
+
+
+def test_a_release_is_half_as_large_and_measured_itself(evaluated: Path) -> None:
+    trained = evaluated / "models/tiny/captioner.safetensors"
+    (evaluated / "reports/tiny/fetch.json").write_text('{"source": "folder"}')
+    done = stage(evaluated, "release", "tiny_one", "--terms", "made up, free")
+    assert done.returncode == 0, done.stderr
+    path = evaluated / "models/pretrained/tiny_one.safetensors"
+    assert path.stat().st_size < 0.7 * trained.stat().st_size
+    card = path.with_suffix(".md").read_text()
+    assert read_metadata(path)["weights_sha256"] in card
+    assert read_metadata(trained)["weights_sha256"] in card
+    assert "made up, free" in card
+    assert "train.decoder: show_tell" in card
+    done = stage(evaluated, "evaluate", "--model", str(path))
+    assert next(line for line in done.stdout.splitlines() if "this model" in line) in card
 
 
 def test_a_picture_without_features_is_an_error_never_left_out(evaluated: Path) -> None:

@@ -123,11 +123,11 @@ class Decoder(nn.Module, ABC):
         """features (..., C) as the encoder gives them -> what the decoder works with."""
         return (features - self.mean) / self.deviation
 
-    def drop(self, x: Tensor, captions: Tensor) -> Tensor:
-        """Dropout of x (N, D), in training the same units for all words of a caption (1512.05287)."""
+    def drop(self, x: Tensor, captions: Tensor, words: Words) -> Tensor:
+        """Dropout of x (N, D): in training, the same units for all words of a caption (1512.05287)."""
         if not self.training or not self.dropout.p:
             return x
-        return x * self.dropout(x.new_ones(int(captions.max()) + 1, x.shape[-1]))[captions]
+        return x * self.dropout(x.new_ones(len(words.owner), x.shape[-1]))[captions]
 
     @abstractmethod
     def context(self, pooled: Tensor, grid: Tensor | None = None) -> Context:
@@ -184,8 +184,10 @@ class ShowTell(Decoder):
         every = torch.cat([captions[: len(words.owner)], captions])  # the picture comes before the words
         x = torch.cat([context[0][words.owner], self.embed(words.read)])
         sizes = torch.cat([words.batch_sizes[:1], words.batch_sizes])
-        h = packed_lstm(self.lstm, self.drop(x, every), sizes)[len(words.owner) :]  # after the picture alone: nothing
-        logits: Tensor = self.output(self.drop(h, captions))
+        h = packed_lstm(self.lstm, self.drop(x, every, words), sizes)[
+            len(words.owner) :
+        ]  # after the picture alone: nothing
+        logits: Tensor = self.output(self.drop(h, captions, words))
         return logits
 
     def start(self, context: Context, captions: int) -> State:
@@ -252,7 +254,7 @@ class Attend(Decoder):
         """-> h of the first LSTM (N, H), the same sorted by picture (P, Q, H), and where each word stands in that."""
         captions = words.captions()
         owner = words.owner[captions]
-        x = self.drop(self.embed(words.read) + context[0][owner], captions)
+        x = self.drop(self.embed(words.read) + context[0][owner], captions, words)
         h = packed_lstm(self.lstm, x, words.batch_sizes)
         place = (owner, words.places(owner, len(context[0])))
         return h, h.new_zeros(len(context[0]), int(place[1].max()) + 1, h.shape[-1]).index_put(place, h), place
@@ -260,9 +262,9 @@ class Attend(Decoder):
     def forward(self, context: Context, words: Words) -> Tensor:
         h, asked, place = self.ask(context, words)
         captions = words.captions()
-        x = self.drop(torch.cat([h, self.attend(asked, context)[place]], -1), captions)
+        x = self.drop(torch.cat([h, self.attend(asked, context)[place]], -1), captions, words)
         h = h + packed_lstm(self.language, x, words.batch_sizes)
-        logits: Tensor = self.output(self.drop(h, captions))
+        logits: Tensor = self.output(self.drop(h, captions, words))
         return logits
 
     def attention(self, context: Context, words: Words) -> Tensor:
