@@ -184,9 +184,8 @@ class ShowTell(Decoder):
         every = torch.cat([captions[: len(words.owner)], captions])  # the picture comes before the words
         x = torch.cat([context[0][words.owner], self.embed(words.read)])
         sizes = torch.cat([words.batch_sizes[:1], words.batch_sizes])
-        h = packed_lstm(self.lstm, self.drop(x, every, words), sizes)[
-            len(words.owner) :
-        ]  # after the picture alone: nothing
+        h = packed_lstm(self.lstm, self.drop(x, every, words), sizes)
+        h = h[len(words.owner) :]  # what follows the picture alone predicts nothing
         logits: Tensor = self.output(self.drop(h, captions, words))
         return logits
 
