@@ -30,7 +30,7 @@ test: $(READY) ## install what is needed, then run linter, formatter, type check
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv/bin/pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv/bin/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 format: $(READY) ## let ruff put the sources in order
 	.venv/bin/ruff check --fix

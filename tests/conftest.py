@@ -18,3 +18,12 @@ def shared() -> Path:
     if not data.is_dir():
         pytest.skip(f"needs real pictures in {data}, which are no part of this repository")
     return data
+
+
+SLOWEST = ("test_pipeline.py", "test_experiments.py", "test_training.py", "test_evaluate.py", "test_remote.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that no worker is left alone with one at the end."""
+    order = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

@@ -80,10 +80,10 @@ def test_stages_run_with_the_python_of_the_environment(clone: Path) -> None:
 def test_each_worker_has_one_thread_unless_the_user_says_otherwise(clone: Path) -> None:
     make(clone, "test")
     assert [line.split(" OMP=")[0] for line in calls(clone)[2:]] == [
-        "ruff check", "ruff format --check", "mypy", "pytest -n 2 --dist loadfile",
+        "ruff check", "ruff format --check", "mypy", "pytest -n 2 --dist loadfile --no-loadscope-reorder",
     ]  # fmt: skip
     make(clone, "test", "JOBS=4", OMP_NUM_THREADS="3")
-    assert calls(clone)[-1].startswith("pytest -n 4 --dist loadfile OMP=3 ")
+    assert calls(clone)[-1].startswith("pytest -n 4 --dist loadfile --no-loadscope-reorder OMP=3 ")
 
 
 @pytest.mark.parametrize("tool", ["ruff", "mypy", "pytest"])
