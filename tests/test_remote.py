@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,3 +152,19 @@ def test_the_release_is_whole() -> None:
     sizes = [path.stat().st_size for path in held.values()]
     assert sum(sizes) <= 150e6
     assert max(sizes) <= 40e6
+
+
+def test_the_number_that_readme_follows_is_the_committed_one() -> None:
+    """Each md5 of that page is of the file in dvc.lock that it says, and the number is in the released metrics."""
+    readme = (REPOSITORY / "README.md").read_text()
+    page = readme[readme.index("## Where a number comes from") :]
+    page = page[: page.index("\n## ", 5)]
+    lock = yaml.safe_load((REPOSITORY / "dvc.lock").read_text())["stages"]
+    every = {out["md5"][:8]: out for stage in lock.values() for out in stage["outs"]}
+    told = re.findall(r"`([\w/.]+)`[^`|]*\(md5 (\w{8})\)", page)
+    assert len(told) >= 6
+    for path, md5 in told:
+        assert every[md5]["path"] == path
+    metrics = next(out for out in lock["evaluate"]["outs"] if out["path"].endswith("metrics.json"))["md5"]
+    card = json.loads((REPOSITORY / "dvcstore/files/md5" / metrics[:2] / metrics[2:]).read_text())
+    assert f"`test.cider` = {card['test']['cider']:.4f} " in page
