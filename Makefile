@@ -18,10 +18,12 @@ READY = .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test format check deps lock ui
+.PHONY: help install run test format check deps lock ui
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile
+
+install: $(READY) ## make .venv with everything in it
 
 run: $(READY) ## install what is needed, then bring every output up to date with `dvc repro`
 	.venv/bin/dvc repro
