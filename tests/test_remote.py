@@ -161,9 +161,10 @@ def test_the_number_that_readme_follows_is_the_committed_one() -> None:
     page = page[: page.index("\n## ", 5)]
     lock = yaml.safe_load((REPOSITORY / "dvc.lock").read_text())["stages"]
     every = {out["md5"][:8]: out for stage in lock.values() for out in stage["outs"]}
-    told = re.findall(r"`([\w/.]+)`[^`|]*\(md5 (\w{8})\)", page)
+    named_here = r"`((?:data|models|reports)/[\w/.]+)`"
+    told = re.findall(rf"{named_here}(?:(?!{named_here})[^|])*?\(md5 (\w{{8}})\)", page)
     assert len(told) >= 6
-    for path, md5 in told:
+    for path, _, md5 in told:
         assert every[md5]["path"] == path
     metrics = next(out for out in lock["evaluate"]["outs"] if out["path"].endswith("metrics.json"))["md5"]
     card = json.loads((REPOSITORY / "dvcstore/files/md5" / metrics[:2] / metrics[2:]).read_text())
