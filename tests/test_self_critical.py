@@ -165,4 +165,3 @@ def test_the_stage_does_both_parts_and_goes_on_with_the_better(tmp_path: Path, t
     assert table.epoch.tolist() == [1, 2, 3, 4, 5]
     assert table.train_loss.notna().tolist() == [True] * 3 + [False] * 2
     assert table.train_reward.notna().tolist() == [False] * 3 + [True] * 2
-    assert not list((root / "models/tiny").glob("unfinished*"))

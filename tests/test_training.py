@@ -61,7 +61,6 @@ def test_it_learns_and_keeps_the_epoch_with_the_best_captions(straight: Path) ->
     assert table.epoch.tolist() == list(range(1, len(table) + 1))
     assert table.train_loss.iloc[-1] < 0.5 * table.train_loss.iloc[0]
     assert table.val_cider.max() > 3 * table.val_cider.iloc[0]
-    assert not list((straight / "models/tiny").glob("unfinished*"))
     assert read_json(straight / "models/tiny/run.json")["run_id"]
     # The artifact holds the weights of the best epoch: their val loss is that of its row.
     artifact = Artifact.load(straight / "models/tiny/captioner.safetensors")
@@ -102,6 +101,26 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, template: P
     assert outputs(root) == outputs(straight)
     curves = {row["step"] for row in read_json(models / "run.json")["metrics"]}
     assert curves == set(range(1, 18)), "the record of the run has every epoch, those before the kills too"
+
+
+def test_killed_after_its_end_it_ends_again_as_the_same_run(tmp_path: Path, template: Path) -> None:
+    """DVC takes note of a stage a moment after it has ended; killed in between, it removes the outputs and runs it
+    again. Nothing is trained twice then, and evaluate clears up."""
+    root = make_project(tmp_path, template, epochs=2)
+    assert train(root).returncode == 0
+    first, run_file = outputs(root), root / "models/tiny/run.json"
+    run_id = read_json(run_file)["run_id"]
+    for path in (run_file, *(root / name for name in first)):
+        path.unlink()
+    done = train(root)
+    assert done.returncode == 0, done.stderr
+    assert "goes on after epoch 2, step 0" in done.stdout
+    assert outputs(root) == first
+    assert read_json(run_file)["run_id"] == run_id
+    assert list((root / "models/tiny").glob("unfinished*"))
+    command = [sys.executable, "-m", "stages.evaluate"]
+    subprocess.run(command, cwd=root, env=environment(root), check=True, capture_output=True, timeout=120)
+    assert not list((root / "models/tiny").glob("unfinished*"))
 
 
 def test_ctrl_c_saves_and_the_next_start_goes_on(straight: Path, tmp_path: Path, template: Path) -> None:

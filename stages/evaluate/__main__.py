@@ -64,6 +64,8 @@ def main() -> None:
     asked = {split: pictures[split] for split in ([options.split] if options.model else SPLITS)}
     # Opened before the work, which a store that cannot be opened would make in vain.
     record = None if options.model else tracking.reopen(models / "run.json", "evaluate", settings.model_dump())
+    for unfinished in () if options.model else models.glob("unfinished_*.pt"):
+        unfinished.unlink()  # train's checkpoints: now that DVC has its outputs, it is never resumed
     device = choose_device(settings.device)
     found = caption(artifacts, asked, features, decoding, batch=settings.batch, device=device)
     cards = judge(found, pictures, features, decoding.as_dict(), settings.resamples)

@@ -96,7 +96,7 @@ class References:
     def encode(self, captions: Sequence[Sequence[str]]) -> Ints:
         """Token lists as numbers, (B, T), filled up with -1."""
         lengths = np.array([len(caption) for caption in captions], np.int64)
-        ids = np.full((len(captions), int(lengths.max(initial=1))), -1)
+        ids = np.full((len(captions), int(np.max(lengths, initial=1))), -1)
         ids[np.arange(ids.shape[1]) < lengths[:, None]] = self.number(
             [word for caption in captions for word in caption]
         )

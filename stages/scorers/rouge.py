@@ -28,6 +28,11 @@ def rouge_l(ids: Ints, references: Ints, owner: Ints) -> NDArray[np.float64]:
     return (1 + BETA**2) * precision * recall / both
 
 
+def _longest(rows: Ints) -> int:
+    """Words of the longest of some captions (B, T), each ending before its first -1."""
+    return int(np.max(np.count_nonzero(rows >= 0, axis=1), initial=0))
+
+
 def _common_subsequence(left: Ints, right: Ints) -> Ints:
     """Length of the longest common subsequence of each pair of rows; rows (C, T) and (C, S) end before the first -1.
 
@@ -37,8 +42,7 @@ def _common_subsequence(left: Ints, right: Ints) -> Ints:
     order = np.argsort((right >= 0).sum(axis=1), kind="stable")
     for part in np.array_split(order, max(1, len(order) // 4096)):
         a, b = left[part], right[part]
-        a = np.ascontiguousarray(a[:, : max(1, (a >= 0).sum(axis=1).max())].T)
-        b = np.ascontiguousarray(b[:, : max(1, (b >= 0).sum(axis=1).max())].T)
+        a, b = (np.ascontiguousarray(rows[:, : max(1, _longest(rows))].T) for rows in (a, b))
         above = np.zeros((len(b) + 1, len(part)), np.int16)
         for word in a:
             same = (b == word) & (word >= 0)
