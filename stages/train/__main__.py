@@ -145,7 +145,7 @@ def main() -> None:
         index = features.index
         encoder = {key: index[key] for key in ("encoder", "weights", "weights_sha256", "precision", "preprocessing")}
         Artifact(best, vocabulary, encoder, decoding).save(models / "captioner.safetensors")
-    # Its checkpoints stay until evaluate has begun: killed before DVC has taken note of this stage, it is run again, and
+    # Its checkpoints stay until evaluate begins: killed before DVC has taken note of this stage, it is run again, and
     # then it must end as the same run.
     write_json(models / "run.json", record.record())
 
