@@ -20,10 +20,11 @@ def shared() -> Path:
     return data
 
 
-SLOWEST = ("test_pipeline.py", "test_experiments.py", "test_training.py", "test_evaluate.py", "test_remote.py")
+SLOWEST = ("test_pipeline.py", "test_training.py", "test_experiments.py", "test_evaluate.py", "test_remote.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first, so that no worker is left alone with one at the end."""
+    """Files that take minutes come first, so that no worker is left alone with one at the end; not two first that wait
+    for the same repository to be made."""
     order = {name: place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
