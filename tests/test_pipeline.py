@@ -90,7 +90,7 @@ def work_to_do(root: Path) -> None:
 def test_a_disk_that_fills_up_while_a_model_is_saved_is_told(tmp_path: Path) -> None:
     """Checkpoint and artifact by themselves, since under a full disk the store stops a stage long before them."""
     code = """
-import resource, sys
+import os, resource, sys
 from pathlib import Path
 import torch
 from stages.train.artifact import Artifact
@@ -108,7 +108,8 @@ for save in (training.save, lambda: artifact.save(sys.argv[1])):
     try:
         save()
     except OSError as error:
-        print(error)
+        print(error, flush=True)
+os._exit(0)  # under the limit, some library's farewell crashes on Python 3.12
 """
     path = tmp_path / "model"
     path.write_text("earlier")
@@ -136,11 +137,11 @@ def test_a_full_disk_is_told_and_leaves_earlier_outputs(repository: Path, name: 
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
-@pytest.mark.parametrize("name", ["fetch", "vocab", "features", "train", "evaluate"])
+@pytest.mark.parametrize("name", ["fetch", "features", "train"])
 def test_a_read_only_folder_is_told_and_leaves_earlier_outputs(repository: Path, name: str) -> None:
     work_to_do(repository)
     before = files(repository, "tiny")
-    top = {"train": "models", "evaluate": "reports"}.get(name, "data")
+    top = "models" if name == "train" else "data"
     folders = [path for path in (repository / top).rglob("*") if path.is_dir()]
     for folder in folders:
         folder.chmod(0o555)
