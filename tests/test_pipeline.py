@@ -51,7 +51,7 @@ def test_it_is_up_to_date_and_the_same_when_made_again(repository: Path) -> None
 def test_kill_9_at_any_moment_changes_nothing(straight: Path, tmp_path: Path, template: Path) -> None:
     """A few moments; reports/kills.md has those of `python tests/kills.py 50`."""
     seconds = float((straight / "seconds").read_text())
-    hit = chain(tmp_path / "killed", template, seconds, 3, random.Random(11))
+    hit = chain(tmp_path / "killed", template, seconds, 2, random.Random(11))
     assert hit
     assert list(differences(tmp_path / "killed", straight)) == []
 
