@@ -169,3 +169,12 @@ def test_the_number_that_readme_follows_is_the_committed_one() -> None:
     metrics = next(out for out in lock["evaluate"]["outs"] if out["path"].endswith("metrics.json"))["md5"]
     card = json.loads((REPOSITORY / "dvcstore/files/md5" / metrics[:2] / metrics[2:]).read_text())
     assert f"`test.cider` = {card['test']['cider']:.4f} " in page
+
+
+def test_a_clone_of_this_repository_pulls_the_pretrained_captioners(tmp_path: Path) -> None:
+    clone = clone_of(REPOSITORY, tmp_path / "clone")
+    dvc(clone, "pull")
+    pointers = list((clone / "models/pretrained").glob("*.dvc"))
+    assert len(pointers) >= 2
+    assert all(pointer.with_suffix("").is_file() for pointer in pointers)
+    assert git(clone, "status", "--porcelain") == ""
