@@ -4,6 +4,7 @@ caption photo.jpg                    one picture
 caption holiday/ '*.png'             folders (with what lies below) and globs
 find . -name '*.jpg' | caption -     a list of files, one a line
 caption --json --n 3 photo.jpg       one JSON object a picture, with the three best captions and their scores
+caption --sample --n 3 photo.jpg     three captions drawn by chance; --seed draws others
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.fetch.pictures import MAX_BYTES, PictureError, decode
 from stages.rim import run
@@ -55,7 +56,7 @@ def command() -> None:
                 failed += 1
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else error
                 print(f"{path}: {reason}", file=sys.stderr)
-        captions = captioner.caption([picture for _, picture in read], beam=options.beam, n=options.n)
+        captions = captioner.caption([picture for _, picture in read], options.beam, options.n, **decoding(options))
         for (path, _), best in zip(read, captions, strict=True):
             if options.json:
                 shown = [{"caption": caption.text, "score": round(caption.score, 4)} for caption in best]
@@ -83,10 +84,46 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--model", action="append", metavar="FILE", help="a captioner.safetensors; several vote")
     found.add_argument("--beam", type=positive, metavar="N", help="captions kept while decoding (default: the model's)")
     found.add_argument("--n", type=positive, default=1, metavar="N", help="captions shown of each picture")
+    found.add_argument("--sample", action="store_true", help="draw words by chance instead of searching the likeliest")
+    found.add_argument("--top-p", type=share, default=0.9, metavar="P", help="... from the likeliest that hold P of it")
+    found.add_argument(
+        "--temperature", type=above_0, default=1.0, metavar="T", help="... above 1 more daring, below less"
+    )
+    found.add_argument("--seed", type=whole, default=1, metavar="N", help="... another one draws others")
+    found.add_argument("--block-trigrams", action="store_true", default=None, help="no three words twice in a caption")
+    found.add_argument("--block-endings", action="store_true", default=None, help="no caption ends with a, the, of ...")
     found.add_argument("--batch", type=positive, default=16, metavar="N", help="pictures captioned together")
     found.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     found.add_argument("--json", action="store_true", help="one JSON object a picture")
     return found
+
+
+def decoding(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says about decoding otherwise than the model; None is as the model says."""
+    drawn = {"top_p": options.top_p, "temperature": options.temperature, "seed": options.seed}
+    kept = {"block_trigrams": options.block_trigrams, "block_endings": options.block_endings}
+    return kept | (drawn if options.sample else {})
+
+
+def share(text: str) -> float:
+    """A number above 0, at most 1."""
+    if not 0 < (number := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
+    return number
+
+
+def above_0(text: str) -> float:
+    """A number above 0, at most 100."""
+    if not 0 < (number := float(text)) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 100")
+    return number
+
+
+def whole(text: str) -> int:
+    """A whole number that is not negative."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} must not be negative")
+    return number
 
 
 def positive(text: str) -> int:

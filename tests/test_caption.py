@@ -110,9 +110,28 @@ def test_json_has_the_n_best_with_scores_and_batches_change_nothing(place: Path)
         assert alone["caption"] == alone["captions"][0]["caption"]
 
 
+def test_what_is_drawn_depends_on_picture_and_seed_only(place: Path) -> None:
+    """Alone and in another batch a picture gets the same captions; with another seed, others."""
+
+    def drawn(*arguments: str) -> dict[str, list[str]]:
+        done = caption(place, "--json", "--n", "3", "--sample", *arguments)
+        assert done.returncode == 0, done.stderr
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        return {record["picture"]: [each["caption"] for each in record["captions"]] for record in records}
+
+    whole = drawn("--seed", "5", "pictures")
+    assert {len(captions) for captions in whole.values()} == {3}
+    assert drawn("--seed", "5", "--batch", "1", "pictures/b.jpg")["pictures/b.jpg"] == whole["pictures/b.jpg"]
+    assert drawn("--seed", "6", "pictures") != whole
+    assert drawn("--seed", "5", "--top-p", "0.01", "pictures") != whole
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--sample", "--top-p", "1.5", "pictures/a.png"), "1.5 must be above 0 and at most 1"),
+        (("--sample", "--seed", "-1", "pictures/a.png"), "-1 must not be negative"),
+        (("--sample", "--temperature", "0", "pictures/a.png"), "0 must be above 0 and at most 100"),
         (("notes",), "notes: No such file or directory"),
         (("--model", "gone.safetensors", "pictures/a.png"), r"gone.safetensors is not there: pull it again"),
         (("--beam", "0", "pictures/a.png"), "0 must be between 1 and 1000"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import get_args
+from collections import Counter
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from stages.train.decoders import DECODERS, Context, Decoder, Shape, build, pack_words
-from stages.train.decoding import Decoding, Hypothesis, beam_search
+from stages.train.decoding import Decoding, Hypothesis, beam_search, by_consensus, decode
 from stages.train.settings import SEE_REGIONS, Settings
 from stages.vocab.vocabulary import END, START, UNK
 
@@ -187,6 +189,177 @@ def test_several_decoders_vote_by_mean_log_probability() -> None:
             / 2
         )
         assert best[0].score == pytest.approx(mean, abs=1e-4)
+
+
+ENDINGS = (4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)  # of 30 words, so that the rule has work to do
+
+
+def allowed(words: tuple[int, ...], decoding: Decoding) -> set[int]:
+    """What may follow these words, by the rules as people would say them."""
+    if len(words) == decoding.max_words:
+        return {END} - ({END} if decoding.block_endings and words[-1] in ENDINGS else set())
+    may = set(range(WORDS)) - {0, START, UNK}
+    if not words or (decoding.block_endings and words[-1] in ENDINGS):
+        may -= {END}
+    if decoding.block_endings and len(words) == decoding.max_words - 1:
+        may -= set(ENDINGS)
+    if decoding.block_trigrams:
+        said = set(zip(words, words[1:], words[2:], strict=False))
+        may = {word for word in may if (*words[-2:], word) not in said}
+    return may
+
+
+def following(made: Decoder, seen: Context, words: tuple[int, ...]) -> Tensor:
+    """Log-probabilities of what follows, all words read anew."""
+    state = made.start(seen, 1)
+    for word in (START, *words):
+        logits, state = made.step(torch.tensor([[word]]), state, seen)
+    return logits[0, 0].log_softmax(-1)
+
+
+def search(made: Decoder, seen: Context, decoding: Decoding) -> list[Hypothesis]:
+    """Beam search for one picture, as plainly as can be: lists of captions, every rule read off the words."""
+    living: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    finished: list[Hypothesis] = []
+    for length in range(1, decoding.max_words + 2):
+        every = []
+        for total, words in living:
+            found = following(made, seen, words)
+            every += [(total + float(found[word]), words, word) for word in allowed(words, decoding)]
+        every.sort(key=lambda each: -each[0])
+        norm = length**decoding.length_penalty
+        finished += [Hypothesis(words, total / norm) for total, words, word in every[: decoding.beam] if word == END]
+        finished = sorted(finished, key=lambda each: -each.score)[: decoding.beam]
+        if len(finished) == decoding.beam:
+            break
+        living = [(total, (*words, word)) for total, words, word in every if word != END][: decoding.beam]
+    return finished
+
+
+def draw(made: Decoder, seen: Context, decoding: Decoding, number: int) -> list[Hypothesis]:
+    """Nucleus sampling for one picture, word by word."""
+    drawn = []
+    for chances in np.random.default_rng([decoding.seed, number]).random((decoding.beam, decoding.max_words + 1)):
+        words: tuple[int, ...] = ()
+        total = 0.0
+        for chance in chances:
+            found = following(made, seen, words).double()
+            may = allowed(words, decoding)
+            weights = {word: math.exp(float(found[word]) / decoding.temperature) for word in may}
+            order = sorted(may, key=lambda word: -weights[word])
+            nucleus, share = [], 0.0
+            while share < decoding.top_p * sum(weights.values()) and len(nucleus) < len(order):
+                nucleus.append(order[len(nucleus)])
+                share += weights[nucleus[-1]]
+            reached = np.cumsum([weights[word] for word in nucleus])
+            word = nucleus[int((reached <= chance * reached[-1]).sum())]
+            total += float(found[word])
+            if word == END:
+                break
+            words += (word,)
+        drawn.append(Hypothesis(words, total / (len(words) + 1) ** decoding.length_penalty))
+    return sorted(drawn, key=lambda each: -each.score)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"block_trigrams": True},
+    {"block_endings": True},
+    {"block_trigrams": True, "block_endings": True, "beam": 1},
+    {"consensus": 5.0, "beam": 5},
+    {"top_p": 0.8, "beam": 4},
+    {"top_p": 1.0, "temperature": 0.5, "seed": 3, "beam": 1},
+    {"top_p": 0.9, "temperature": 2.0, "block_trigrams": True, "block_endings": True, "consensus": 2.0, "beam": 6},
+]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
+def test_every_option_does_what_a_plain_search_does_and_batches_change_nothing(
+    name: str, options: dict[str, Any]
+) -> None:
+    made = decoder(name)
+    with torch.no_grad():
+        made.output.bias[END] -= 3  # long captions, which repeat themselves
+    seen = context(made, 8)
+    decoding = Decoding(**{"beam": 3, "length_penalty": 0.7, "max_words": 9, **options})
+    numbers = [7 * i for i in range(8)]
+    together = decode([made], [seen], decoding, bad_endings=ENDINGS, numbers=numbers)
+    for i, best in enumerate(together):
+        own = tuple(part[i : i + 1] for part in seen)
+        alone = decode([made], [own], decoding, bad_endings=ENDINGS, numbers=numbers[i : i + 1])[0]
+        with torch.no_grad():
+            plain = draw(made, own, decoding, numbers[i]) if decoding.top_p else search(made, own, decoding)
+        if decoding.consensus:
+            plain = by_consensus(plain, decoding)
+        assert [each.words for each in alone] == [each.words for each in best] == [each.words for each in plain]
+        assert [each.score for each in best] == pytest.approx([each.score for each in plain], abs=1e-4)
+    said = [words for best in together for words, _ in best]
+    repeats = [words for words in said if len(set(zip(words, words[1:], words[2:], strict=False))) < len(words) - 2]
+    assert bool(repeats) != decoding.block_trigrams, "without the rule some repeat themselves, with it none"
+    assert any(words[-1] in ENDINGS for words in said) != decoding.block_endings
+    if options:
+        without = decode([made], [seen], Decoding(3, 0.7, 9), bad_endings=ENDINGS, numbers=numbers)
+        assert [best[0].words for best in without] != [best[0].words for best in together]
+
+
+def test_consensus_is_the_caption_most_like_the_others() -> None:
+    """By hand: two of three candidates agree in most words, the likeliest in few; and the weight decides."""
+    candidates = [Hypothesis((9, 10, 11), -1.0), Hypothesis((4, 5, 6, 7), -1.1), Hypothesis((4, 5, 6, 8), -1.1)]
+    assert [h.words for h in by_consensus(candidates, Decoding(consensus=0.01))] == [h.words for h in candidates]
+    assert by_consensus(candidates, Decoding(consensus=100.0))[0].words == (4, 5, 6, 7)
+
+    def likeness(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+        total = 0.0
+        for n in range(1, 5):
+            first, second = (
+                Counter(words[i : i + n] for i in range(len(words) - n + 1)) for words in ((*one, END), (*other, END))
+            )
+            norms = math.prod(math.sqrt(sum(count**2 for count in own.values())) for own in (first, second))
+            total += sum(first[gram] * second[gram] for gram in first) / norms if norms else 0.0
+        return total / 4
+
+    weights = [math.exp(each.score) for each in candidates]
+    for consensus in (0.1, 0.3, 1.0):
+        values = {
+            own.words: own.score
+            + consensus
+            * sum(w * likeness(own.words, each.words) for w, each in zip(weights, candidates, strict=True))
+            / sum(weights)
+            for own in candidates
+        }
+        found = [each.words for each in by_consensus(candidates, Decoding(consensus=consensus))]
+        assert found == sorted(values, key=lambda words: -values[words])
+
+
+def test_what_is_drawn_follows_the_probabilities() -> None:
+    """Of 4,000 captions the share of each first word is its probability within the nucleus, and no other is drawn."""
+    made = decoder("show_tell")
+    seen = context(made, 1)
+    decoding = Decoding(beam=4000, top_p=0.7, max_words=2)
+    found = decode([made], [seen], decoding, bad_endings=(), numbers=[5])[0]
+    with torch.no_grad():
+        likely = following(made, seen, ())
+        likely[[0, START, END, UNK]] = -torch.inf
+        likely, order = likely.softmax(-1).sort(descending=True)
+    size = int((likely.cumsum(0) < 0.7).sum()) + 1
+    counts = Counter(each.words[0] for each in found)
+    assert set(counts) <= set(order[:size].tolist())
+    for word, chance in zip(order[:size].tolist(), (likely[:size] / likely[:size].sum()).tolist(), strict=True):
+        assert counts[word] / 4000 == pytest.approx(chance, abs=4 * (chance / 4000) ** 0.5)
+
+
+def test_what_is_off_is_not_written_on_a_card() -> None:
+    """So that cards and artifacts of before compare; what was written is read again."""
+    assert Decoding().as_dict() == {"beam": 3, "length_penalty": 0.7, "max_words": 20}
+    for options in OPTIONS:
+        found = Decoding(**options)
+        assert Decoding(**found.as_dict()) == found
+        assert found.as_dict().keys() >= options.keys()
+    assert Decoding(beam=5).but(top_p=0.9).beam == 1
+    assert Decoding(beam=5).but(top_p=0.9, beam=4).as_dict() == {
+        "beam": 4, "length_penalty": 0.7, "max_words": 20, "top_p": 0.9, "temperature": 1.0, "seed": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DECODERS)

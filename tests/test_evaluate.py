@@ -146,6 +146,29 @@ def test_without_resamples_there_are_no_intervals_and_it_ends_well(evaluated: Pa
     assert json.loads((evaluated / "reports/tiny/metrics.json").read_text())["test"]["intervals"] == {}
 
 
+def test_how_captions_were_decoded_stands_beside_their_score(evaluated: Path) -> None:
+    """Every option that is set, and none that is not; and what is drawn, with a seed, is drawn again."""
+    before = (evaluated / "params.yaml").read_text()
+    params = yaml.safe_load(before)
+    ours = str(evaluated / "models/tiny/captioner.safetensors")
+    cards = []
+    for changes in (
+        {"block_trigrams": True, "consensus": 0.5},
+        {"sample": {"top_p": 0.9, "temperature": 1.5, "seed": 7}},
+        {"sample": {"top_p": 0.9, "temperature": 1.5, "seed": 7}},
+    ):
+        params["tiny"]["evaluate"] |= {"block_trigrams": None, "consensus": None, "sample": None, **changes}
+        (evaluated / "params.yaml").write_text(yaml.safe_dump(params))
+        done = stage(evaluated, "evaluate", "--model", ours)
+        assert done.returncode == 0, done.stderr
+        cards.append(done.stdout)
+    (evaluated / "params.yaml").write_text(before)
+    assert "- decoding: beam 3, length_penalty 0.7, max_words 20, block_trigrams True, consensus 0.5\n" in cards[0]
+    said = "- decoding: beam 1, length_penalty 0.7, max_words 20, top_p 0.9, temperature 1.5, seed 7\n"
+    assert said in cards[1]
+    assert cards[1] == cards[2] != cards[0]
+
+
 def test_features_of_another_encoder_are_refused(evaluated: Path) -> None:
     index = evaluated / "data/tiny/features/index.json"
     before = index.read_text()

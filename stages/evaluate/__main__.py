@@ -58,9 +58,7 @@ def main() -> None:
 
     artifacts = [Artifact.load(path) for path in options.model or [models / "captioner.safetensors"]]
     features = Features(data / "features")
-    decoding = artifacts[0].decoding.but(
-        beam=settings.beam, length_penalty=settings.length_penalty, max_words=settings.max_words
-    )
+    decoding = artifacts[0].decoding.but(**settings.decoding())
     asked = {split: pictures[split] for split in ([options.split] if options.model else SPLITS)}
     # Opened before the work, which a store that cannot be opened would make in vain.
     record = None if options.model else tracking.reopen(models / "run.json", "evaluate", settings.model_dump())

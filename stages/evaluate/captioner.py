@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
+from zlib import crc32
 
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ from stages.features.device import choose_device, choose_dtype
 from stages.features.encoders import ENCODERS, Encoder
 from stages.features.preprocessing import Preprocessing
 from stages.train.artifact import Artifact, ArtifactError
-from stages.train.decoding import beam_search
+from stages.train.decoding import decode
 
 
 class Caption(NamedTuple):
@@ -50,17 +51,26 @@ class Captioner:
         return cls([Artifact.load(path) for path in paths], device)
 
     @torch.inference_mode()
-    def caption(self, pictures: Sequence[Image.Image], beam: int | None = None, n: int = 1) -> list[list[Caption]]:
-        """RGB pictures of any sizes -> for each its `n` best captions, best first. All pictures form one batch."""
+    def caption(
+        self, pictures: Sequence[Image.Image], beam: int | None = None, n: int = 1, **options: Any
+    ) -> list[list[Caption]]:
+        """RGB pictures of any sizes -> for each its `n` best captions, best first. All pictures form one batch.
+
+        `options` are fields of Decoding other than the artifact's. What is drawn depends on the picture and the seed.
+        """
         if not pictures:
             return []
-        decoding = self.decoding.but(beam=max(n, beam or self.decoding.beam))
-        pixels = torch.stack([self.preprocessing(picture) for picture in pictures]).to(self.device)
+        decoding = self.decoding.but(beam=beam, **options)
+        decoding = decoding.but(beam=max(n, decoding.beam))
+        pixels = torch.stack([self.preprocessing(picture) for picture in pictures])
+        numbers = [crc32(picture.numpy()) for picture in pixels]
+        pixels = pixels.to(self.device)
         # Rounded as features on disk are, so that a picture gets the caption that was scored.
         grid = self.encoder(pixels)
         pooled, grid = grid.mean(1).half().float(), grid.half().float()
         contexts = [decoder.context(pooled, grid if decoder.grid else None) for decoder in self.decoders]
-        found = beam_search(self.decoders, contexts, decoding)
+        endings = self.vocabulary.bad_endings
+        found = decode(self.decoders, contexts, decoding, bad_endings=endings, numbers=numbers)
         return [[Caption(self.vocabulary.decode(h.words), h.score) for h in best[:n]] for best in found]
 
 

@@ -36,7 +36,8 @@ def caption(
     for split, own in pictures.items():
         source = Source(features, split, any(decoder.grid for decoder in decoders), mirror=False)
         rows = rows_of_all(own, features, split)
-        best = describe(decoders, source, rows, decoding, batch=batch, device=device)
+        endings = first.vocabulary.bad_endings
+        best = describe(decoders, source, rows, decoding, bad_endings=endings, batch=batch, device=device)
         found[split] = {
             picture.id: first.vocabulary.decode(hypotheses[0].words)
             for picture, hypotheses in zip(own, best, strict=True)

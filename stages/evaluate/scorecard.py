@@ -24,15 +24,11 @@ import numpy as np
 from stages.scorers.floors import WORD_SALAD, Floors
 from stages.scorers.ptb import tokenize
 from stages.scorers.score import METRICS, Judge, Scores, add_meteor, score
+from stages.vocab.vocabulary import BAD_ENDINGS
 
 TOKENIZER = "PTB as in coco-caption: lower case, 18 punctuation marks dropped"
 SEED = 2002  # of the bootstrap: the same for every card, so that two cards' resamples pair
 UNKNOWN = "<unk>"
-# Words that no caption ends with; people end one in 200 captions on `on` ("with its lights on"), so that is not here.
-BAD_ENDINGS = frozenset(
-    ["a", "an", "the", "this", "his", "its", "their", "and", "or", "but", "as", "is", "are", "while",
-     "of", "in", "at", "to", "for", "from", "with", "into", "onto"]
-)  # fmt: skip
 LONGEST_PHRASE = 4  # words of a phrase that may be said twice
 
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from stages.params import Section
 
 
+class Sample(Section):
+    top_p: float = Field(gt=0, le=1)
+    temperature: float = Field(gt=0, le=100)
+    seed: int = Field(ge=0)
+
+
 class Settings(Section):
     beam: int | None = Field(ge=1, le=100)
     length_penalty: float | None = Field(ge=0, le=2)
     max_words: int | None = Field(ge=1, le=200)
+    block_trigrams: bool | None
+    block_endings: bool | None
+    consensus: float | None = Field(ge=0)
+    sample: Sample | None
     batch: int = Field(ge=1, le=65536)
     device: Literal["auto", "cpu", "cuda", "mps"]
     resamples: int = Field(ge=0, le=100_000)
+
+    def decoding(self) -> dict[str, Any]:
+        """What is to be decoded otherwise than the artifact says; None is as it says."""
+        names = ("beam", "length_penalty", "max_words", "block_trigrams", "block_endings", "consensus")
+        return {name: getattr(self, name) for name in names} | (self.sample.model_dump() if self.sample else {})

@@ -48,7 +48,7 @@ def main() -> None:
         "train": Source(features, "train", kind.grid, mirror=features.index["mirror"]),
         "val": Source(features, "val", kind.grid, mirror=False),
     }
-    decoding = Decoding(settings.beam, settings.length_penalty, settings.max_words)
+    decoding = Decoding(**settings.decoding())
     torch.manual_seed(settings.seed)
     shape = Shape(
         settings.decoder,
@@ -87,7 +87,9 @@ def main() -> None:
 
     def score(decoder: Decoder) -> tuple[Row, float]:
         rows = [seen[picture.id] for picture in judged]
-        found = describe([decoder], source["val"], rows, decoding, batch=128, device=device)
+        found = describe(
+            [decoder], source["val"], rows, decoding, bad_endings=vocabulary.bad_endings, batch=128, device=device
+        )
         captions = {picture.id: vocabulary.decode(best[0].words) for picture, best in zip(judged, found, strict=True)}
         scores = judge.score(captions, with_meteor=False).metrics()
         row = {

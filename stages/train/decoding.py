@@ -1,21 +1,23 @@
-"""Beam search over whole batches of pictures, by one decoder or by the mean of several.
+"""From pictures to captions, whole batches at a time, by one decoder or by the mean of several.
 
 Shapes: P pictures still at work, K = beam, V vocabulary, T words written so far
 
-Every operation is over (P, K); a picture whose captions are found leaves the batch. Decoded in float32: in bfloat16
-equal scores are common and their order depends on the batch.
+Every operation is over (P, K); a picture whose captions are found leaves the beam search. Decoded in float32: in
+bfloat16 equal scores are common and their order depends on the batch.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from stages.train.decoders import Context, Decoder
+from stages.train.decoders import Context, Decoder, State
 from stages.vocab.vocabulary import END, PAD, START, UNK
 
 NEVER = [PAD, START, UNK]  # what no caption says
@@ -23,18 +25,29 @@ NEVER = [PAD, START, UNK]  # what no caption says
 
 @dataclass(frozen=True)
 class Decoding:
-    """How captions are decoded; written beside every score."""
+    """How captions are decoded; written beside every score. All but the first three are off unless asked for."""
 
-    beam: int = 3  # captions kept at every word; 1 is greedy
+    beam: int = 3  # captions kept at every word, 1 is greedy; with top_p: captions drawn
     length_penalty: float = 0.7  # scores are log-probability / words ** length_penalty; 0 is the plain sum
     max_words: int = 20  # words of a caption, at most
+    block_trigrams: bool = False  # whether three words that a caption has said may not come again
+    block_endings: bool = False  # whether no caption ends with a word of vocabulary.BAD_ENDINGS
+    consensus: float = 0.0  # weight of being like the other candidates, beside the score, when the best is chosen
+    top_p: float = 0.0  # above 0, words are drawn from the likeliest that hold this share of probability; no beam
+    temperature: float = 1.0  # divides log-probabilities before words are drawn
+    seed: int = 1  # of what is drawn
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """What a score card and an artifact say: what is off is left out, so that older cards compare."""
+        off = {name for name in ("block_trigrams", "block_endings", "consensus", "top_p") if not getattr(self, name)}
+        if "top_p" in off:
+            off |= {"temperature", "seed"}
+        return {name: value for name, value in asdict(self).items() if name not in off}
 
     def but(self, **changes: Any) -> Self:
-        """The same with the changes that are not None."""
-        return replace(self, **{key: value for key, value in changes.items() if value is not None})
+        """The same with the changes that are not None. Where captions are to be drawn it is one, if no more is said."""
+        asked = {key: value for key, value in changes.items() if value is not None}
+        return replace(self, **({"beam": 1} if asked.get("top_p") else {}) | asked)
 
 
 class Hypothesis(NamedTuple):
@@ -44,8 +57,30 @@ class Hypothesis(NamedTuple):
     score: float  # log-probability / (words and <end>) ** length_penalty
 
 
+def decode(
+    decoders: Sequence[Decoder],
+    contexts: Sequence[Context],
+    decoding: Decoding,
+    *,
+    bad_endings: Sequence[int],
+    numbers: Sequence[int],
+) -> list[list[Hypothesis]]:
+    """For each picture its captions as `decoding` says, best first, at most `beam`.
+
+    `bad_endings` are the ids that `block_endings` means. `numbers` tell pictures apart when captions are drawn: the
+    same number and seed draw the same, in whatever batch.
+    """
+    if decoding.top_p:
+        found = nucleus(decoders, contexts, decoding, bad_endings, numbers)
+    else:
+        found = beam_search(decoders, contexts, decoding, bad_endings)
+    return [by_consensus(best, decoding) for best in found] if decoding.consensus else found
+
+
 @torch.inference_mode()
-def beam_search(decoders: Sequence[Decoder], contexts: Sequence[Context], decoding: Decoding) -> list[list[Hypothesis]]:
+def beam_search(
+    decoders: Sequence[Decoder], contexts: Sequence[Context], decoding: Decoding, bad_endings: Sequence[int] = ()
+) -> list[list[Hypothesis]]:
     """For each picture its finished captions, best first, at most `beam` of them.
 
     At every word the `beam` best continuations live on; one that writes <end> while it is among the `beam` best is
@@ -66,18 +101,8 @@ def beam_search(decoders: Sequence[Decoder], contexts: Sequence[Context], decodi
     best_words = torch.full((pictures, beam, decoding.max_words), PAD, device=device)
 
     for length in range(1, decoding.max_words + 2):  # the length counts <end>
-        totals = torch.zeros((), device=device)
-        for i, (decoder, context) in enumerate(zip(decoders, contexts, strict=True)):
-            logits, states[i] = decoder.step(written[:, :, -1], states[i], context)
-            totals = totals + logits.float().log_softmax(-1)
-        log_probabilities = totals / len(decoders)  # (P, K, V)
-        log_probabilities[:, :, NEVER] = -torch.inf
-        if length == 1:
-            log_probabilities[:, :, END] = -torch.inf
-        if length > decoding.max_words:
-            ends = log_probabilities[:, :, END].clone()
-            log_probabilities.fill_(-torch.inf)
-            log_probabilities[:, :, END] = ends
+        log_probabilities = vote(decoders, written[:, :, -1], states, contexts)
+        forbid(log_probabilities, written, decoding, bad_endings)
         continued = (scores[:, :, None] + log_probabilities).flatten(1)  # (P, K * V)
         # 2 K candidates: even when K of them end, K live on.
         candidates, places = continued.topk(min(2 * beam, continued.shape[1]), sorted=True)
@@ -113,6 +138,101 @@ def beam_search(decoders: Sequence[Decoder], contexts: Sequence[Context], decodi
                 break
         states = [tuple(take(part, parents) for part in state) for state in states]
     return found
+
+
+@torch.inference_mode()
+def nucleus(
+    decoders: Sequence[Decoder],
+    contexts: Sequence[Context],
+    decoding: Decoding,
+    bad_endings: Sequence[int],
+    numbers: Sequence[int],
+) -> list[list[Hypothesis]]:
+    """For each picture `beam` captions, likeliest first, drawn from the nucleus (1904.09751, section 3.1): of each
+    word's probabilities the fewest largest that add up to `top_p`. Scores are those of the decoder itself."""
+    captions, device = decoding.beam, contexts[0][0].device
+    drawn = [np.random.default_rng([decoding.seed, n]).random((captions, decoding.max_words + 1)) for n in numbers]
+    chances = torch.tensor(np.stack(drawn), device=device)
+    states = [decoder.start(context, captions) for decoder, context in zip(decoders, contexts, strict=True)]
+    written = torch.full((len(numbers), captions, 1), START, device=device)
+    scores = torch.zeros(len(numbers), captions, device=device)
+    ended = torch.zeros_like(scores, dtype=torch.bool)
+    while not ended.all():
+        chance = chances[:, :, written.shape[-1] - 1, None]
+        log_probabilities = vote(decoders, written[:, :, -1], states, contexts)
+        forbid(log_probabilities, written, decoding, bad_endings)
+        likely = (log_probabilities.double() / decoding.temperature).softmax(-1)
+        likely, words = likely.sort(dim=-1, descending=True, stable=True)
+        before = likely.cumsum(-1) - likely
+        upto = (likely * (before < decoding.top_p)).cumsum(-1)
+        place = (upto <= chance * upto[:, :, -1:]).sum(-1, keepdim=True)
+        word = words.gather(-1, place)
+        scores += log_probabilities.gather(-1, word)[:, :, 0].masked_fill(ended, 0)
+        written = torch.cat([written, word.masked_fill(ended[:, :, None], PAD)], -1)
+        ended |= written[:, :, -1] == END
+    lengths = (written != PAD).sum(-1) - 1  # <end> counts, <start> does not
+    scores = scores / lengths**decoding.length_penalty
+    found = [
+        [
+            Hypothesis(tuple(word for word in text if word not in (PAD, START, END)), score)
+            for text, score in zip(texts, own, strict=True)
+        ]
+        for texts, own in zip(written.tolist(), scores.tolist(), strict=True)
+    ]
+    return [sorted(each, key=lambda hypothesis: -hypothesis.score) for each in found]
+
+
+def vote(decoders: Sequence[Decoder], words: Tensor, states: list[State], contexts: Sequence[Context]) -> Tensor:
+    """words (P, K) just written -> mean log-probabilities of the next (P, K, V); `states` go one word further."""
+    totals = torch.zeros((), device=words.device)
+    for i, (decoder, context) in enumerate(zip(decoders, contexts, strict=True)):
+        logits, states[i] = decoder.step(words, states[i], context)
+        totals = totals + logits.float().log_softmax(-1)
+    return totals / len(decoders)
+
+
+def forbid(log_probabilities: Tensor, written: Tensor, decoding: Decoding, bad_endings: Sequence[int]) -> None:
+    """Sets to minus infinity in log-probabilities (P, K, V) what must not follow <start> and T words (P, K, 1 + T)."""
+    length = written.shape[-1]  # of the caption when the next word, or <end>, is written
+    log_probabilities[:, :, NEVER] = -torch.inf
+    if length == 1:
+        log_probabilities[:, :, END] = -torch.inf
+    if decoding.block_trigrams and length > 3:
+        again = (written[:, :, 1:-2] == written[:, :, -2:-1]) & (written[:, :, 2:-1] == written[:, :, -1:])
+        log_probabilities.scatter_(-1, written[:, :, 3:].masked_fill(~again, PAD), -torch.inf)
+    if decoding.block_endings:
+        bad = torch.tensor(bad_endings, device=written.device, dtype=written.dtype)
+        log_probabilities[:, :, END].masked_fill_(torch.isin(written[:, :, -1], bad), -torch.inf)
+        if length == decoding.max_words:  # after this word only <end> can come
+            log_probabilities[:, :, bad] = -torch.inf
+    if length > decoding.max_words:
+        ends = log_probabilities[:, :, END].clone()
+        log_probabilities.fill_(-torch.inf)
+        log_probabilities[:, :, END] = ends
+
+
+def by_consensus(candidates: list[Hypothesis], decoding: Decoding) -> list[Hypothesis]:
+    """The candidates in the order of score + `consensus` x expected likeness to all of them: minimum Bayes risk
+    (Kumar and Byrne 2004), where it is large.
+
+    Likeness of two captions is the mean cosine of their counts of 1- to 4-grams, <end> being a word: CIDEr without
+    document frequencies, which a captioner does not carry. Candidates of a beam weigh as their scores say, drawn ones
+    alike: how often each is drawn says how likely it is.
+    """
+    likeness = np.zeros((len(candidates), len(candidates)))
+    for n in range(1, 5):
+        texts = [(*candidate.words, END) for candidate in candidates]
+        counts = [Counter(zip(*(text[i:] for i in range(n)), strict=False)) for text in texts]
+        every = {gram: place for place, gram in enumerate(dict.fromkeys(gram for own in counts for gram in own))}
+        table = np.zeros((len(candidates), len(every)))
+        for row, own in zip(table, counts, strict=True):
+            row[[every[gram] for gram in own]] = [*own.values()]
+        table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
+        likeness += table @ table.T / 4
+    scores = np.array([candidate.score for candidate in candidates])
+    weights = np.exp((scores - scores.max()) * (not decoding.top_p))
+    values = scores + decoding.consensus * likeness @ (weights / weights.sum())
+    return [candidates[place] for place in np.argsort(-values, kind="stable")]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from stages.train.batches import Source
 from stages.train.decoders import Decoder
-from stages.train.decoding import Decoding, Hypothesis, beam_search
+from stages.train.decoding import Decoding, Hypothesis, decode
 
 
 @torch.inference_mode()
@@ -22,6 +22,7 @@ def describe(
     rows: Sequence[int],
     decoding: Decoding,
     *,
+    bad_endings: Sequence[int],
     batch: int,
     device: torch.device,
 ) -> list[list[Hypothesis]]:
@@ -29,10 +30,12 @@ def describe(
     found: list[list[Hypothesis]] = []
     bar = tqdm(total=len(rows), desc=f"decode {source.split}", unit="pictures", disable=None, leave=False)
     for first in range(0, len(rows), batch):
-        pooled, grid = source.read(rows[first : first + batch])
+        some = rows[first : first + batch]
+        pooled, grid = source.read(some)
         pooled = pooled.to(device).float()
         grid = grid.to(device).float() if grid is not None else None
-        found += beam_search(decoders, [decoder.context(pooled, grid) for decoder in decoders], decoding)
+        contexts = [decoder.context(pooled, grid) for decoder in decoders]
+        found += decode(decoders, contexts, decoding, bad_endings=bad_endings, numbers=some)
         bar.update(len(pooled))
     bar.close()
     return found

@@ -58,6 +58,9 @@ class Settings(Section):
     beam: int = Field(ge=1, le=100)
     length_penalty: float = Field(ge=0, le=2)
     max_words: int = Field(ge=1, le=200)
+    block_trigrams: bool
+    block_endings: bool
+    consensus: float = Field(ge=0)
     val_pictures: int = Field(ge=1)
     checkpoint_minutes: float = Field(gt=0)
     precision: Literal["auto", "float32", "bfloat16"]
@@ -65,6 +68,11 @@ class Settings(Section):
     threads: int | None = Field(ge=1, le=1024)
     compile: bool
     seed: int = Field(ge=0)
+
+    def decoding(self) -> dict[str, Any]:
+        """How captions are decoded, by val after each epoch and by default afterwards."""
+        names = ("beam", "length_penalty", "max_words", "block_trigrams", "block_endings", "consensus")
+        return {name: getattr(self, name) for name in names}
 
     def plan(self) -> Plan:
         """Of learning from people's words."""
