@@ -18,6 +18,7 @@ from stages.evaluate.measure import caption, judge
 from stages.features.device import choose_device
 from stages.features.store import Features
 from stages.fetch.captions import read_captions
+from stages.fetch.pictures import Pictures
 from stages.files import read_json, whole
 from stages.register.card import write_card
 from stages.rim import run
@@ -45,8 +46,9 @@ def main() -> None:
     pictures = {split: read_captions(data / f"captions_{split}.json") for split in ("train", "val", "test")}
     asked = {split: pictures[split] for split in ("val", "test")}
     device = choose_device(settings.device)
+    archives = Pictures(data / "pictures") if trained.tuned else None
     found, before = (
-        caption([each], asked, features, each.decoding, batch=settings.batch, device=device)
+        caption([each], asked, features, archives, each.decoding, batch=settings.batch, device=device)
         for each in (published, trained)
     )
     cards = judge(found, pictures, features, published.decoding.as_dict(), settings.resamples)

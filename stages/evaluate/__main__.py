@@ -24,7 +24,7 @@ from PIL import Image
 
 from stages import params, tracking
 from stages.evaluate import figures, scorecard
-from stages.evaluate.measure import caption, judge, rows_of_all
+from stages.evaluate.measure import caption, judge, rows_of_all, seen
 from stages.evaluate.results import read_results, write_results
 from stages.evaluate.settings import Settings
 from stages.features.device import choose_device
@@ -65,7 +65,8 @@ def main() -> None:
     for unfinished in () if options.model else models.glob("unfinished_*.pt"):
         unfinished.unlink()  # train's checkpoints: now that DVC has its outputs, it is never resumed
     device = choose_device(settings.device)
-    found = caption(artifacts, asked, features, decoding, batch=settings.batch, device=device)
+    archives = Pictures(data / "pictures") if any(artifact.tuned for artifact in artifacts) else None
+    found = caption(artifacts, asked, features, archives, decoding, batch=settings.batch, device=device)
     cards = judge(found, pictures, features, decoding.as_dict(), settings.resamples)
     if record is None:
         print(scorecard.markdown(cards))
@@ -87,7 +88,7 @@ def main() -> None:
         record.figure(figures.sheet(images, said, [picture.captions[0] for picture in shown]), "captions.png")
         if decoder.grid:
             rows = rows_of_all(shown[:4], features, "test")
-            source = Source(features, "test", grid=True, mirror=False)
+            source = seen(artifact, shown[:4], features, "test", archives, torch.device("cpu"))
             for picture, image, row, text in zip(shown, images, rows, said, strict=False):
                 words, weights = look(decoder, source, row, artifact.vocabulary, text)
                 record.figure(figures.attention(image, words, weights), f"attention/{picture.id}.png")

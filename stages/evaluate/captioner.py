@@ -13,10 +13,9 @@ from zlib import crc32
 import torch
 from PIL import Image
 
-from stages.features.device import choose_device, choose_dtype
-from stages.features.encoders import ENCODERS, Encoder
+from stages.features.device import choose_device
 from stages.features.preprocessing import Preprocessing
-from stages.train.artifact import Artifact, ArtifactError
+from stages.train.artifact import Artifact, ArtifactError, load_encoder
 from stages.train.decoding import decode
 
 
@@ -34,7 +33,7 @@ class Captioner:
         """Raises ArtifactError when the artifacts do not fit each other, or the encoder's weights are other ones."""
         first = artifacts[0]
         for other in artifacts[1:]:
-            if other.encoder != first.encoder or other.vocabulary != first.vocabulary:
+            if untuned(other) != untuned(first) or other.vocabulary != first.vocabulary:
                 raise ArtifactError(
                     "captioners that vote must share encoder and vocabulary: train them on the same data"
                 )
@@ -43,7 +42,9 @@ class Captioner:
         self.device = choose_device(device)
         self.decoders = [artifact.decoder.to(self.device) for artifact in artifacts]
         self.preprocessing = Preprocessing(**first.encoder["preprocessing"])
-        self.encoder = load_encoder(first, self.device)
+        kinds = {artifact.encoder.get("tuned_sha256", ""): artifact for artifact in artifacts}
+        loaded = {kind: load_encoder(own.encoder, own.tuned, self.device) for kind, own in kinds.items()}
+        self.encoders = [loaded[artifact.encoder.get("tuned_sha256", "")] for artifact in artifacts]
 
     @classmethod
     def load(cls, *paths: str | Path, device: str = "auto") -> Self:
@@ -66,24 +67,18 @@ class Captioner:
         numbers = [crc32(picture.numpy()) for picture in pixels]
         pixels = pixels.to(self.device)
         # Rounded as features on disk are, so that a picture gets the caption that was scored.
-        grid = self.encoder(pixels)
-        pooled, grid = grid.mean(1).half().float(), grid.half().float()
-        contexts = [decoder.context(pooled, grid if decoder.grid else None) for decoder in self.decoders]
+        grids = {encoder: encoder(pixels) for encoder in dict.fromkeys(self.encoders)}
+        contexts = [
+            decoder.context(
+                grids[encoder].mean(1).half().float(), grids[encoder].half().float() if decoder.grid else None
+            )
+            for decoder, encoder in zip(self.decoders, self.encoders, strict=True)
+        ]
         endings = self.vocabulary.bad_endings
         found = decode(self.decoders, contexts, decoding, bad_endings=endings, numbers=numbers)
         return [[Caption(self.vocabulary.decode(h.words), h.score) for h in best[:n]] for best in found]
 
 
-def load_encoder(artifact: Artifact, device: torch.device) -> Encoder:
-    """The encoder that an artifact names, with the very weights that it was trained on."""
-    named = artifact.encoder
-    if named["encoder"] not in ENCODERS:
-        raise ArtifactError(f"encoder {named['encoder']!r} is not known: this version has {', '.join(ENCODERS)}")
-    dtype = choose_dtype("auto" if named["precision"] == "bfloat16" else "float32", device)
-    encoder = ENCODERS[named["encoder"]](named["weights"], dtype).to(device)
-    if encoder.weights_sha256 != named["weights_sha256"]:
-        raise ArtifactError(
-            f"the weights {named['weights']} of {named['encoder']} here have hash {encoder.weights_sha256[:12]}, the "
-            f"captioner was trained on {named['weights_sha256'][:12]}: get the same file, or train again (`dvc repro`)"
-        )
-    return encoder
+def untuned(artifact: Artifact) -> dict[str, Any]:
+    """The encoder that an artifact's was tuned from, or is."""
+    return {key: value for key, value in artifact.encoder.items() if key != "tuned_sha256"}

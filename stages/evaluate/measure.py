@@ -6,26 +6,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stages.evaluate import scorecard
 from stages.features.store import Features
 from stages.fetch.captions import Picture
-from stages.train.artifact import Artifact
+from stages.fetch.pictures import Pictures
+from stages.train.artifact import Artifact, load_encoder
 from stages.train.batches import Source
 from stages.train.decoding import Decoding
 from stages.train.describe import describe
+from stages.train.finetune import keep
 
 
 def caption(
     artifacts: Sequence[Artifact],
     pictures: Mapping[str, Sequence[Picture]],
     features: Features,
+    archives: Pictures | None,
     decoding: Decoding,
     *,
     batch: int,
     device: torch.device,
 ) -> dict[str, dict[int, str]]:
-    """The best caption of every picture, by split and id. ValueError where captioners and features do not fit."""
+    """The best caption of every picture, by split and id. ValueError where captioners and features do not fit.
+
+    Features are those on disk; where a captioner's encoder was tuned, what that says of the pictures in `archives`.
+    """
     first = artifacts[0]
     for artifact in artifacts:
         check_features(artifact, features)
@@ -34,15 +41,38 @@ def caption(
     decoders = [artifact.decoder.to(device) for artifact in artifacts]
     found = {}
     for split, own in pictures.items():
-        source = Source(features, split, any(decoder.grid for decoder in decoders), mirror=False)
         rows = rows_of_all(own, features, split)
+        sources = [seen(artifact, own, features, split, archives, device) for artifact in artifacts]
         endings = first.vocabulary.bad_endings
-        best = describe(decoders, source, rows, decoding, bad_endings=endings, batch=batch, device=device)
+        best = describe(decoders, sources, rows, decoding, bad_endings=endings, batch=batch, device=device)
         found[split] = {
             picture.id: first.vocabulary.decode(hypotheses[0].words)
             for picture, hypotheses in zip(own, best, strict=True)
         }
     return found
+
+
+def seen(
+    artifact: Artifact,
+    pictures: Sequence[Picture],
+    features: Features,
+    split: str,
+    archives: Pictures | None,
+    device: torch.device,
+) -> Source:
+    """What the artifact's encoder says of these pictures of a split, in the rows of the features on disk."""
+    source = Source(features, split, artifact.decoder.grid, mirror=False)
+    if not artifact.tuned:
+        return source
+    if archives is None:
+        raise ValueError("the encoder of this captioner was tuned: it needs the pictures, features are of another")
+    encoder = load_encoder(artifact.encoder, artifact.tuned, device)
+
+    def see(pixels: Tensor) -> list[Tensor]:
+        grid = encoder(pixels)
+        return [grid.mean(1), grid] if source.grid else [grid.mean(1)]
+
+    return keep(see, source, archives, pictures, workers=torch.get_num_threads(), device=device)
 
 
 def check_features(artifact: Artifact, features: Features) -> None:

@@ -8,9 +8,11 @@ A third encoder is one class here and its name in settings.py.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import socket
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.error import URLError
@@ -67,8 +69,40 @@ class Encoder(nn.Module, ABC):
         """The named weights, or those of a local file."""
 
     @abstractmethod
-    def grid(self, pictures: Tensor) -> Tensor:
-        """Normalised pictures (B, 3, S, S) to the last convolution's output (B, C, S/32, S/32)."""
+    def layers(self) -> list[nn.Module]:
+        """What normalised pictures (B, 3, S, S) go through one after the other; the last gives (B, C, S/32, S/32)."""
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """pictures (B, 3, S, S) uint8 -> what the first layer takes."""
+        x = pictures.float() * self.scale + self.shift
+        return x.to(dtype=self.dtype, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def lower(self, pictures: Tensor, blocks: int) -> Tensor:
+        """pictures (B, 3, S, S) uint8 -> what the last `blocks` layers are given of them (B, c, h, w) float32."""
+        x = self.normalise(pictures)
+        for layer in self.layers()[:-blocks]:
+            x = layer(x)
+        return x.float()
+
+    def upper(self, blocks: int) -> nn.ModuleDict:
+        """A copy of the last `blocks` layers that can be trained, in float32, each under its place among all layers.
+
+        With BatchNorm folded there is nothing in them that a batch could move. Raises ValueError where there are fewer.
+        """
+        layers = self.layers()
+        if not 1 <= blocks < len(layers):
+            raise ValueError(f"blocks = {blocks}: of {self.name} 1 to {len(layers) - 1} layers can be tuned")
+        last = {str(place): copy.deepcopy(layers[place]).float() for place in range(len(layers) - blocks, len(layers))}
+        return nn.ModuleDict(last).requires_grad_(True)
+
+    def tune(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes over the weights of layers that were trained: `upper(...).state_dict()`. Raises ValueError."""
+        own = nn.Sequential(*self.layers()).state_dict()
+        for name, value in weights.items():
+            if name not in own or own[name].shape != value.shape:
+                raise ValueError(f"{name} {tuple(value.shape)} is not among the weights of {self.name}'s layers")
+            own[name].copy_(value)
 
     def train(self, mode: bool = True) -> Encoder:
         """Does nothing: in train mode BatchNorm would mix the pictures of a batch, and features would drift."""
@@ -77,8 +111,10 @@ class Encoder(nn.Module, ABC):
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> Tensor:
         """pictures (B, 3, S, S) uint8 -> grid (B, R, C) float32. A picture's grid does not depend on its batch."""
-        x = (pictures.float() * self.scale + self.shift).to(dtype=self.dtype, memory_format=torch.channels_last)
-        return self.grid(x).flatten(2).transpose(1, 2).float()
+        x = self.normalise(pictures)
+        for layer in self.layers():
+            x = layer(x)
+        return x.flatten(2).transpose(1, 2).float()
 
 
 class EfficientNetLite0(Encoder):
@@ -102,9 +138,10 @@ class EfficientNetLite0(Encoder):
             "`package` or a local state dict",
         )
 
-    def grid(self, pictures: Tensor) -> Tensor:
+    def layers(self) -> list[nn.Module]:
         body: Any = self.body
-        return body.extract_features(pictures)
+        stem = nn.Sequential(body._conv_stem, body._bn0, body._swish)
+        return [stem, *body._blocks, nn.Sequential(body._conv_head, body._bn1, body._swish)]
 
 
 class ResNet50(Encoder):
@@ -143,10 +180,10 @@ class ResNet50(Encoder):
         finally:
             socket.setdefaulttimeout(patience)
 
-    def grid(self, pictures: Tensor) -> Tensor:
+    def layers(self) -> list[nn.Module]:
         body: Any = self.body
-        x = body.maxpool(body.relu(body.bn1(body.conv1(pictures))))
-        return body.layer4(body.layer3(body.layer2(body.layer1(x))))
+        stem = nn.Sequential(body.conv1, body.bn1, body.relu, body.maxpool)
+        return [stem, *body.layer1, *body.layer2, *body.layer3, *body.layer4]
 
 
 ENCODERS: dict[str, type[Encoder]] = {cls.name: cls for cls in (EfficientNetLite0, ResNet50)}

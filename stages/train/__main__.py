@@ -1,6 +1,6 @@
 """Train: a decoder learns to caption pictures from their features; the epoch whose val captions are best is kept.
 
-Reads:  data/P/captions_train.json, data/P/captions_val.json, data/P/vocab.json, data/P/features
+Reads:  data/P/captions_train.json, data/P/captions_val.json, data/P/vocab.json, data/P/features, data/P/pictures
 Writes: models/P/captioner.safetensors, models/P/run.json, reports/P/training.csv
 Why:    selection is by CIDEr of captions really decoded, which loss and teacher-forced scores do not follow.
 """
@@ -17,14 +17,16 @@ from stages.features.device import choose_device, choose_dtype, set_threads
 from stages.features.device import describe as describe_device
 from stages.features.store import Features
 from stages.fetch.captions import read_captions
+from stages.fetch.pictures import Pictures
 from stages.files import fingerprint, whole, write_json
 from stages.rim import run
 from stages.scorers.score import Judge
-from stages.train.artifact import Artifact
+from stages.train.artifact import Artifact, load_encoder
 from stages.train.batches import Examples, Source
 from stages.train.decoders import DECODERS, Decoder, Shape, build
 from stages.train.decoding import Decoding
 from stages.train.describe import describe
+from stages.train.finetune import Tuned, keep
 from stages.train.loop import Row, Training
 from stages.train.objectives import CrossEntropy, Objective, Reward, SelfCritical
 from stages.train.settings import Plan, Settings
@@ -74,21 +76,21 @@ def main() -> None:
     judged = [picture for picture in judged if picture.id in seen]
     judge = Judge({picture.id: picture.captions for picture in judged})
 
-    def begin(decoder: Decoder, objective: Objective, plan: Plan) -> Training:
+    def begin(decoder: Decoder, objective: Objective, plan: Plan, part: str) -> Training:
         return Training(
             decoder,
             objective,
             plan,
             device=device,
             compiled=settings.compile,
-            checkpoint=models / f"unfinished_{type(objective).__name__}.pt",
+            checkpoint=models / f"unfinished_{part}.pt",
             fingerprint=fingerprinted,
         )
 
     def score(decoder: Decoder) -> tuple[Row, float]:
         rows = [seen[picture.id] for picture in judged]
         found = describe(
-            [decoder], source["val"], rows, decoding, bad_endings=vocabulary.bad_endings, batch=128, device=device
+            [decoder], [source["val"]], rows, decoding, bad_endings=vocabulary.bad_endings, batch=128, device=device
         )
         captions = {picture.id: vocabulary.decode(best[0].words) for picture, best in zip(judged, found, strict=True)}
         scores = judge.score(captions, with_meteor=False).metrics()
@@ -99,9 +101,11 @@ def main() -> None:
         }
         return {key: round(value, 6) for key, value in row.items()}, row["val_cider"]
 
-    smoothing = settings.label_smoothing
-    objective = CrossEntropy(examples["train"], source["train"], device, dtype, **batches, label_smoothing=smoothing)
-    training = begin(decoder, objective, settings.plan())
+    def words_of_people() -> CrossEntropy:
+        smoothing = settings.label_smoothing
+        return CrossEntropy(examples["train"], source["train"], device, dtype, **batches, label_smoothing=smoothing)
+
+    training = begin(decoder, words_of_people(), settings.plan(), "CrossEntropy")
     resumed = training.resume()
     record = tracking.start(profile, params.recorded(), describe_device(device), training.notes.get("run_id"))
     with record:
@@ -125,6 +129,28 @@ def main() -> None:
             return training.train(score, log)
 
         best = go_on(resumed)
+        encoder = {
+            key: features.index[key] for key in ("encoder", "weights", "weights_sha256", "precision", "preprocessing")
+        }
+        if settings.finetune.epochs:
+            frozen, blocks = load_encoder(encoder, {}, device), settings.finetune.blocks
+            best = Tuned(best, frozen.upper(blocks).cpu(), frozen.dtype, settings.finetune.encoder_share)
+            archives = Pictures(data / "pictures")
+            for split in source:
+                seen = features.rows(split)
+                source[split] = keep(
+                    lambda pixels: [frozen.lower(pixels, blocks)],
+                    source[split],
+                    archives,
+                    [picture for picture in pictures[split] if picture.id in seen],
+                    workers=threads,
+                    device=device,
+                )
+            validation.source = source["val"]
+            earlier, training = training, begin(best, words_of_people(), settings.finetune_plan(), "Finetune")
+            training.follow(earlier)
+            training.best = {name: part.cpu().clone() for name, part in best.state_dict().items()}
+            best = go_on(training.resume())
         if settings.self_critical.epochs:
             own = settings.self_critical
             best.sharpen(own.sharpen)
@@ -140,13 +166,13 @@ def main() -> None:
                 samples=own.samples,
                 max_words=settings.max_words,
             )
-            earlier, training = training, begin(best, self_critical, settings.self_critical_plan())
+            earlier, training = training, begin(best, self_critical, settings.self_critical_plan(), "SelfCritical")
             training.follow(earlier)
             best = go_on(training.resume())
         write_training(reports / "training.csv", training.rows)
-        index = features.index
-        encoder = {key: index[key] for key in ("encoder", "weights", "weights_sha256", "precision", "preprocessing")}
-        Artifact(best, vocabulary, encoder, decoding).save(models / "captioner.safetensors")
+        tuned = best.upper.state_dict() if isinstance(best, Tuned) else {}
+        best = best.decoder if isinstance(best, Tuned) else best
+        Artifact(best, vocabulary, encoder, decoding, tuned=tuned).save(models / "captioner.safetensors")
     # Its checkpoints stay until evaluate begins: killed before DVC has taken note of this stage, it is run again, and
     # then it must end as the same run.
     write_json(models / "run.json", record.record())

@@ -1,8 +1,8 @@
 """The artifact: one safetensors file that holds everything a captioner needs, so that nothing can mismatch.
 
-    tensors     decoder.*, float32 (float16 in published ones)
-    metadata    key `captioner`, JSON: shape of the decoder, vocabulary, encoder (name, weights, hash), preprocessing,
-                default decoding, hash of the weights
+    tensors     decoder.*, float32 (float16 in published ones); encoder.*, the layers of the encoder that were tuned
+    metadata    key `captioner`, JSON: shape of the decoder, vocabulary, encoder (name, weights, hash, hash of what was
+                tuned), preprocessing, default decoding, hash of the weights
 
 No pickle: a captioner from a stranger can be opened.
 """
@@ -10,15 +10,18 @@ No pickle: a captioner from a stranger can be opened.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
-from stages.features.encoders import hash_weights
+from stages.features.device import choose_dtype
+from stages.features.encoders import ENCODERS, Encoder, hash_weights
 from stages.files import whole
 from stages.train.decoders import Decoder, Shape, build
 from stages.train.decoding import Decoding
@@ -40,21 +43,24 @@ class Artifact:
     encoder: dict[str, Any]  # name, weights, weights_sha256, precision, preprocessing {size, resize}
     decoding: Decoding
     weights_sha256: str = ""
+    tuned: dict[str, Tensor] = field(default_factory=dict)  # weights of the encoder's last layers, if they were trained
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> str:
         """Writes the file whole or not at all; the same captioner gives the same bytes. Returns the weights' hash.
 
         In float16 a file has half the size; what it says is then to be measured again (stages/release.py)."""
         state = {
-            f"decoder.{name}": value.detach().cpu().to(dtype).contiguous()
-            for name, value in self.decoder.state_dict().items()
+            f"{part}.{name}": value.detach().cpu().to(dtype).contiguous()
+            for part, weights in (("decoder", self.decoder.state_dict()), ("encoder", self.tuned))
+            for name, value in weights.items()
         }
         weights_sha256 = hash_weights(state)
+        tuned = {name: value for name, value in state.items() if name.startswith("encoder.")}
         metadata = {
             "format": FORMAT,
             "shape": self.decoder.shape.as_dict(),
             "vocabulary": list(self.vocabulary.words),
-            "encoder": self.encoder,
+            "encoder": self.encoder | ({"tuned_sha256": hash_weights(tuned)} if tuned else {}),
             "decoding": self.decoding.as_dict(),
             "weights_sha256": weights_sha256,
         }
@@ -74,14 +80,19 @@ class Artifact:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             if hash_weights(state) != metadata["weights_sha256"]:
                 raise ArtifactError(f"{path}: its weights are not those that its metadata names: {CURE}")
-            decoder.load_state_dict({name.removeprefix("decoder."): value.float() for name, value in state.items()})
+            parts: dict[str, dict[str, Tensor]] = {"decoder": {}, "encoder": {}}
+            for name, value in state.items():
+                part, _, own = name.partition(".")
+                parts[part][own] = value.float()
+            decoder.load_state_dict(parts["decoder"])
             vocabulary = Vocabulary(tuple(metadata["vocabulary"]))
             if len(vocabulary.words) != decoder.shape.words:
                 raise ArtifactError(f"{path}: {len(vocabulary.words)} words for {decoder.shape.words} outputs: {CURE}")
             decoding = Decoding(**metadata["decoding"])
         except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f"{path} is not a captioner of this version ({error}): {CURE}") from error
-        return cls(decoder.eval(), vocabulary, metadata["encoder"], decoding, metadata["weights_sha256"])
+        hashed = metadata["weights_sha256"]
+        return cls(decoder.eval(), vocabulary, metadata["encoder"], decoding, hashed, parts["encoder"])
 
 
 CURE = "pull it again (`dvc pull`) or train it (`dvc repro`)"
@@ -106,3 +117,22 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             f"{path} has format {metadata.get('format')}, this version reads {FORMAT}: use the version that wrote it"
         )
     return metadata
+
+
+def load_encoder(named: Mapping[str, Any], tuned: Mapping[str, Tensor], device: torch.device) -> Encoder:
+    """The encoder that an artifact or features name, with the very weights that they were made with, and those tuned
+    since. Raises ArtifactError where this version or this machine has other ones."""
+    if named["encoder"] not in ENCODERS:
+        raise ArtifactError(f"encoder {named['encoder']!r} is not known: this version has {', '.join(ENCODERS)}")
+    dtype = choose_dtype("auto" if named["precision"] == "bfloat16" else "float32", device)
+    encoder = ENCODERS[named["encoder"]](named["weights"], dtype).to(device)
+    if encoder.weights_sha256 != named["weights_sha256"]:
+        raise ArtifactError(
+            f"the weights {named['weights']} of {named['encoder']} here have hash {encoder.weights_sha256[:12]}, the "
+            f"captioner was trained on {named['weights_sha256'][:12]}: get the same file, or train again (`dvc repro`)"
+        )
+    try:
+        encoder.tune(tuned)
+    except ValueError as error:
+        raise ArtifactError(f"the tuned weights do not fit the encoder ({error}): {CURE}") from error
+    return encoder

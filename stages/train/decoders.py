@@ -113,6 +113,10 @@ class Decoder(nn.Module, ABC):
         self.mean.copy_(pooled.mean(0))
         self.deviation.copy_(pooled.std(0).clamp_min(1e-2))
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, for an optimiser; `share` of a group is its part of the learning rate, where not all."""
+        return [{"params": [*self.parameters()]}]
+
     def sharpen(self, factor: float) -> None:
         """Multiplies all logits from now on: above 1, the decoder is surer of what it would say."""
         with torch.no_grad():

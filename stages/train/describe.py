@@ -18,7 +18,7 @@ from stages.train.decoding import Decoding, Hypothesis, decode
 @torch.inference_mode()
 def describe(
     decoders: Sequence[Decoder],
-    source: Source,
+    sources: Sequence[Source],
     rows: Sequence[int],
     decoding: Decoding,
     *,
@@ -26,16 +26,17 @@ def describe(
     batch: int,
     device: torch.device,
 ) -> list[list[Hypothesis]]:
-    """For each row of the source its captions, best first. All decoders see the same features and vote."""
+    """For each row of the sources, one for each decoder, its captions, best first. Several decoders vote."""
     found: list[list[Hypothesis]] = []
-    bar = tqdm(total=len(rows), desc=f"decode {source.split}", unit="pictures", disable=None, leave=False)
+    bar = tqdm(total=len(rows), desc=f"decode {sources[0].split}", unit="pictures", disable=None, leave=False)
     for first in range(0, len(rows), batch):
         some = rows[first : first + batch]
-        pooled, grid = source.read(some)
-        pooled = pooled.to(device).float()
-        grid = grid.to(device).float() if grid is not None else None
-        contexts = [decoder.context(pooled, grid) for decoder in decoders]
+        contexts = []
+        for decoder, source in zip(decoders, sources, strict=True):
+            pooled, grid = source.read(some)
+            pooled = pooled.to(device).float()
+            contexts.append(decoder.context(pooled, grid.to(device).float() if grid is not None else None))
         found += decode(decoders, contexts, decoding, bad_endings=bad_endings, numbers=some)
-        bar.update(len(pooled))
+        bar.update(len(some))
     bar.close()
     return found

@@ -73,7 +73,7 @@ class Training:
         self.checkpoint, self.fingerprint = checkpoint, fingerprint
         self.forward: Any = torch.compile(self.decoder) if compiled else self.decoder
         self.optimizer = torch.optim.AdamW(
-            self.decoder.parameters(),
+            self.decoder.parameter_groups(),
             lr=plan.learning_rate,
             betas=(0.9, plan.beta2),
             weight_decay=plan.weight_decay,
@@ -220,7 +220,7 @@ class Training:
         step.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.plan.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)
         self.optimizer.step()
         if self.averaged:
             torch._foreach_lerp_(

@@ -38,6 +38,13 @@ class SelfCritical(Section):
     dropout: float = Field(ge=0, lt=1)
 
 
+class Finetune(Section):
+    epochs: int = Field(ge=0, le=10_000)
+    blocks: int = Field(ge=1, le=100)
+    learning_rate: float = Field(gt=0, le=1)
+    encoder_share: float = Field(gt=0, le=1)
+
+
 class Settings(Section):
     decoder: Literal["show_tell", "attend"]
     embedding: int = Field(ge=8, le=8192)
@@ -54,6 +61,7 @@ class Settings(Section):
     clip: float = Field(gt=0)
     label_smoothing: float = Field(ge=0, lt=1)
     average: float = Field(ge=0, lt=1)
+    finetune: Finetune
     self_critical: SelfCritical
     beam: int = Field(ge=1, le=100)
     length_penalty: float = Field(ge=0, le=2)
@@ -78,6 +86,10 @@ class Settings(Section):
         """Of learning from people's words."""
         names = Plan.__dataclass_fields__.keys() - {"beta2"}
         return Plan(beta2=0.999, **{name: getattr(self, name) for name in names})
+
+    def finetune_plan(self) -> Plan:
+        """Of learning from people's words together with the encoder: the same but for what its section says."""
+        return replace(self.plan(), epochs=self.finetune.epochs, learning_rate=self.finetune.learning_rate)
 
     def self_critical_plan(self) -> Plan:
         """Of learning from scores: the same but for what its section says."""
