@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -388,6 +390,40 @@ def test_it_can_learn_two_pictures_by_heart(name: str) -> None:
         optimizer.step()
     found = beam_search([made.eval()], [made.context(*features)], Decoding(beam=2, max_words=6))
     assert [best[0].words for best in found] == [(5, 6, 7), (8, 9)]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_tied_words_are_predicted_by_the_vectors_they_are_read_as(name: str) -> None:
+    """Fewer weights by one layer; steps, copies and sharpening work as with a layer of its own; both uses teach it."""
+    torch.manual_seed(0)
+    shape = Shape(name, WORDS, CHANNELS, 16, 16)
+    own, tied = build(shape), build(dataclasses.replace(shape, tied=True))
+    count = [sum(part.numel() for part in made.parameters()) for made in (own, tied)]
+    assert count[0] - count[1] == WORDS * 16
+    assert not [
+        key for key in tied.state_dict() if key.startswith("output.") and key not in ("output.bias", "output.scale")
+    ]
+    with torch.no_grad():
+        tied.output.bias.normal_()
+    seen, words = context(tied, 3), pack_words(CAPTIONS, OWNER)
+    logits = tied(seen, words)
+    h: list[Tensor] = []
+    tied.output.register_forward_pre_hook(lambda _, given: h.append(given[0]))
+    tied(seen, words)
+    torch.testing.assert_close(logits, h[0] @ tied.embed.weight.T / 4 + tied.output.bias)  # type: ignore[union-attr, operator]
+    twin = copy.deepcopy(tied)
+    with torch.no_grad():
+        twin.embed.weight.mul_(2)  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(tied(seen, words), logits)
+    assert (twin(seen, words) - logits).abs().max() > 0.1, "the copy has tied vectors of its own"
+    before = tied.embed.weight.detach().clone()  # type: ignore[union-attr, operator]
+    tied.sharpen(1.5)
+    torch.testing.assert_close(tied(seen, words), 1.5 * logits)
+    assert torch.equal(before, tied.embed.weight)  # type: ignore[arg-type]
+    torch.nn.functional.cross_entropy(tied(seen, words), words.predict).backward()
+    gradient = tied.embed.weight.grad  # type: ignore[union-attr]
+    assert isinstance(gradient, Tensor)
+    assert gradient[29].abs().sum() > 0, "a word that nobody reads learns from not being said"
 
 
 def test_settings_name_exactly_the_decoders() -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,9 @@ from stages.fetch.captions import read_captions
 from stages.files import read_json, sha256
 from stages.train.artifact import Artifact
 from stages.train.batches import Examples, Source, in_batches, in_order, in_rounds
-from stages.train.decoders import Shape, build
+from stages.train.decoders import Decoder, Shape, build, pack_words
 from stages.train.loop import Training
-from stages.train.objectives import CrossEntropy
+from stages.train.objectives import CrossEntropy, mixed
 
 CPU = torch.device("cpu")
 
@@ -250,6 +251,94 @@ def test_wrong_input_is_told(damage: str, message: str, tmp_path: Path, template
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert re.search(message, done.stderr)
+
+
+def test_some_of_the_words_read_are_what_the_decoder_would_have_said() -> None:
+    """Against captions one by one: with share 1 each word but <start> is what was likeliest after the word before."""
+    captions = [[1, 5, 6, 2], [1, 7, 2], [1, 8, 9, 10, 11, 2]]
+    words = pack_words(captions, [0, 1, 2])
+    said = torch.full((len(words.read), 30), -50.0)
+    said[torch.arange(len(words.read)), words.read + 10] = 50.0  # after each word, the one ten places further
+    said[:, [0, 1, 2, 3]] = 90.0  # special words are likelier yet, and never read
+
+    def read(share: float) -> list[list[int]]:
+        rows: list[list[int]] = [[] for _ in captions]
+        place = 0
+        found = mixed(words, said.clone(), share)
+        assert torch.equal(found.predict, words.predict)
+        for count in words.batch_sizes.tolist():
+            for row in range(count):
+                rows[int(words.order[row])].append(int(found.read[place]))
+                place += 1
+        return rows
+
+    assert read(0.0) == [caption[:-1] for caption in captions]
+    assert read(1.0) == [[1, *(word + 10 for word in caption[:-2])] for caption in captions]
+    torch.manual_seed(0)
+    counts = Counter(word for _ in range(300) for word in read(0.25)[2][1:])
+    assert counts[18] / 300 == pytest.approx(0.25, abs=0.08)
+    assert counts[8] / 300 == pytest.approx(0.75, abs=0.08)
+
+
+def test_a_step_with_own_words_differs_and_learns() -> None:
+    examples = Examples([0, 1], [[[1, 5, 6, 7, 8, 2]], [[1, 9, 10, 2]]])
+    source = Given(torch.randn(2, 12, generator=torch.Generator().manual_seed(0)))
+    losses = []
+    for share in (0.0, 1.0):
+        torch.manual_seed(0)
+        made = build(Shape("show_tell", 24, 12, 16, 16))
+        objective = CrossEntropy(examples, source, CPU, torch.float32, captions=2, own_words=share)
+        step = objective.step(made, objective.batches(np.random.default_rng(0))[0])
+        step.loss.backward()
+        assert all(part.grad is not None for part in made.parameters())
+        losses.append(step.value)
+    assert losses[0] != losses[1]
+
+
+class Given(Source):
+    """Features that lie in memory."""
+
+    def __init__(self, pooled: torch.Tensor) -> None:
+        object.__setattr__(self, "pooled", pooled)
+        object.__setattr__(self, "mirror", False)
+
+    def read(self, rows, mirrored=None):  # type: ignore[no-untyped-def]
+        return self.pooled[list(rows)], None  # type: ignore[attr-defined]
+
+
+def test_the_average_over_steps_is_what_is_scored_kept_and_saved(tmp_path: Path) -> None:
+    """By hand: after each step a tenth of the way to the new weights; a checkpoint brings it back."""
+    examples = Examples(list(range(6)), [[[1, 5 + i, 2]] for i in range(6)])
+    source = Given(torch.randn(6, 12, generator=torch.Generator().manual_seed(0)))
+    objective = CrossEntropy(examples, source, CPU, torch.float32, captions=2)
+    plan = settings(epochs=2, average=0.9).plan()
+    torch.manual_seed(0)
+    made = build(Shape("show_tell", 24, 12, 16, 16))
+    training = Training(made, objective, plan, device=CPU, checkpoint=tmp_path / "unfinished.pt")
+    by_hand = made.output.weight.detach().clone()
+    after, step = [], training.one_step
+
+    def watched(*arguments: Any) -> tuple[float, int]:
+        found = step(*arguments)
+        by_hand.lerp_(made.output.weight.detach(), 0.1)
+        return found
+
+    training.one_step = watched  # type: ignore[method-assign]
+
+    def score(decoder: Decoder) -> tuple[dict[str, float], float]:
+        after.append(decoder.output.weight.clone())
+        torch.testing.assert_close(after[-1], by_hand)
+        assert (after[-1] - made.output.weight).abs().max() > 1e-3, "the last weights are others"
+        return {}, float(len(after))
+
+    best = training.train(score, lambda *_: None)
+    assert len(after) == 2
+    assert torch.equal(best.output.weight, after[1])
+    again = Training(build(Shape("show_tell", 24, 12, 16, 16)), objective, plan, device=CPU,
+                     checkpoint=tmp_path / "unfinished.pt")  # fmt: skip
+    assert again.resume()
+    assert again.averaged is not None
+    assert torch.equal(again.averaged.output.weight, after[1])
 
 
 def test_a_loss_that_is_no_number_is_told(straight: Path) -> None:

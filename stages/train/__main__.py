@@ -59,6 +59,7 @@ def main() -> None:
         settings.embedding,
         settings.hidden,
         settings.dropout,
+        settings.tied,
     )
     decoder = build(shape)
     decoder.standardise(torch.tensor(features.array("train", "pooled")[examples["train"].rows]).float())
@@ -102,8 +103,8 @@ def main() -> None:
         return {key: round(value, 6) for key, value in row.items()}, row["val_cider"]
 
     def words_of_people() -> CrossEntropy:
-        smoothing = settings.label_smoothing
-        return CrossEntropy(examples["train"], source["train"], device, dtype, **batches, label_smoothing=smoothing)
+        learned = {"label_smoothing": settings.label_smoothing, "own_words": settings.own_words}
+        return CrossEntropy(examples["train"], source["train"], device, dtype, **batches, **learned)
 
     training = begin(decoder, words_of_people(), settings.plan(), "CrossEntropy")
     resumed = training.resume()

@@ -38,6 +38,7 @@ class Shape:
     embedding: int  # E
     hidden: int  # H
     dropout: float = 0.0  # share of units, in training only
+    tied: bool = False  # whether words are predicted by the vectors they are read as; E = H then
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,13 +88,36 @@ def pack_words(captions: Sequence[Sequence[int]], owner: Sequence[int]) -> Words
     return Words(padded[:-1][there], padded[1:][there], there.sum(1), owners, torch.tensor(order))
 
 
+class Tied(nn.Module):
+    """The output layer whose vectors are those that words are read as (1608.05859): h W_e^T / sqrt(H) + b.
+
+    Divided because those have deviation 1 (see `initialise`): logits begin as small as those of a layer of its own.
+    """
+
+    scale: Tensor  # (), 1 / sqrt(H) until it is sharpened
+
+    def __init__(self, embed: nn.Embedding) -> None:
+        super().__init__()
+        self.embed = (embed,)  # in a tuple: the decoder's own, no second copy among the weights
+        self.bias = nn.Parameter(torch.zeros(embed.num_embeddings))
+        self.register_buffer("scale", torch.tensor(embed.embedding_dim**-0.5))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return nn.functional.linear(h * self.scale.to(h.dtype), self.embed[0].weight, self.bias)
+
+
+def output_layer(shape: Shape, embed: nn.Embedding) -> nn.Linear | Tied:
+    """From h (..., H) to logits (..., V)."""
+    return Tied(embed) if shape.tied else nn.Linear(shape.hidden, shape.words)
+
+
 class Decoder(nn.Module, ABC):
     """What training and decoding ask of every decoder."""
 
     name: ClassVar[str]
     grid: ClassVar[bool]  # whether it looks at regions, or only at their mean
 
-    output: nn.Linear  # (V, H), the last layer
+    output: nn.Linear | Tied  # (V, H), the last layer
     mean: Tensor  # (C,) of the training pictures' pooled features
     deviation: Tensor  # (C,)
 
@@ -120,7 +144,7 @@ class Decoder(nn.Module, ABC):
     def sharpen(self, factor: float) -> None:
         """Multiplies all logits from now on: above 1, the decoder is surer of what it would say."""
         with torch.no_grad():
-            self.output.weight.mul_(factor)
+            (self.output.scale if isinstance(self.output, Tied) else self.output.weight).mul_(factor)
             self.output.bias.mul_(factor)
 
     def standard(self, features: Tensor) -> Tensor:
@@ -176,7 +200,7 @@ class ShowTell(Decoder):
         self.image = nn.Linear(shape.channels, shape.embedding)
         self.embed = nn.Embedding(shape.words, shape.embedding)
         self.lstm = nn.LSTM(shape.embedding, shape.hidden)
-        self.output = nn.Linear(shape.hidden, shape.words)
+        self.output = output_layer(shape, self.embed)
         initialise(self)
 
     def context(self, pooled: Tensor, grid: Tensor | None = None) -> Context:
@@ -230,7 +254,7 @@ class Attend(Decoder):
         self.lstm = nn.LSTM(shape.embedding, shape.hidden)
         self.query = nn.Linear(shape.hidden, shape.hidden)
         self.language = nn.LSTM(2 * shape.hidden, shape.hidden)
-        self.output = nn.Linear(shape.hidden, shape.words)
+        self.output = output_layer(shape, self.embed)
         initialise(self)
 
     def context(self, pooled: Tensor, grid: Tensor | None = None) -> Context:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -75,38 +76,62 @@ class CrossEntropy(Objective):
         captions: int = 64,
         captions_per_picture: int = 1,
         label_smoothing: float = 0.0,
+        own_words: float = 0.0,
     ) -> None:
-        """A batch has `captions` captions, at most `captions_per_picture` of a picture."""
+        """A batch has `captions` captions, at most `captions_per_picture` of a picture; of the words that are read, the
+        share `own_words` is what the decoder itself would have said."""
         super().__init__(examples, source, device, dtype)
         self.together, self.pictures = captions_per_picture, max(1, captions // captions_per_picture)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.own_words = label_smoothing, own_words
 
     def batches(self, generator: np.random.Generator) -> list[Batch]:
         groups = in_rounds(self.examples, self.together, generator)
         return in_batches(groups, self.pictures, self.source.mirror, generator)
 
     def step(self, decoder: Decoder, batch: Batch) -> Step:
-        logits, words = self.logits(decoder, batch)
-        loss = cross_entropy(logits, words.predict, label_smoothing=self.label_smoothing)
+        words = self.words(batch)
+        if self.own_words:
+            with torch.no_grad():
+                words = mixed(words, self.logits(decoder, batch, words), self.own_words)
+        loss = cross_entropy(self.logits(decoder, batch, words), words.predict, label_smoothing=self.label_smoothing)
         return Step(loss, loss.item(), len(words.predict))
 
-    def logits(self, decoder: Decoder, batch: Batch) -> tuple[Tensor, Words]:
-        """-> logits (N, V) float32, and the words that they should give."""
+    def words(self, batch: Batch) -> Words:
+        """The batch's captions, packed, on the device."""
         captions = [self.examples.captions[picture][place] for picture, places in batch.groups for place in places]
         owner = [number for number, (_, places) in enumerate(batch.groups) for _ in places]
-        words = pack_words(captions, owner).to(self.device)
+        return pack_words(captions, owner).to(self.device)
+
+    def logits(self, decoder: Decoder, batch: Batch, words: Words) -> Tensor:
+        """-> logits (N, V) float32."""
         with autocast(self.device, self.dtype):
-            return decoder(self.context(decoder, batch), words).float(), words
+            logits: Tensor = decoder(self.context(decoder, batch), words).float()
+        return logits
 
     @torch.inference_mode()
     def mean_loss(self, decoder: Decoder) -> float:
         """Cross-entropy per word in nats over all captions, unsmoothed. No caption score, and never used as one."""
         loss, weight = 0.0, 0
         for batch in in_order(self.examples, self.pictures):
-            logits, words = self.logits(decoder, batch)
-            loss += cross_entropy(logits, words.predict, reduction="sum").item()
+            words = self.words(batch)
+            loss += cross_entropy(self.logits(decoder, batch, words), words.predict, reduction="sum").item()
             weight += len(words.predict)
         return loss / weight
+
+
+def mixed(words: Words, logits: Tensor, share: float) -> Words:
+    """Scheduled sampling (1506.03099), of all words at once (1906.04331): a share of the words that are read is drawn
+    from what the decoder, given people's words, said for that place: logits (N, V). What is to be predicted stays."""
+    first, sizes = int(words.batch_sizes[0]), words.batch_sizes.tolist()
+    starts = [0, *accumulate(sizes)]
+    # For every word but the first ones, the row of its caption's word before: there it was predicted.
+    before = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, sizes[1:], strict=False)])
+    logits = logits[before.to(logits.device)]
+    logits[:, [*NEVER, END]] = -torch.inf
+    own = torch.multinomial(logits.softmax(-1), 1)[:, 0]
+    read = words.read.clone()
+    read[first:] = own.where(torch.rand(len(own), device=own.device) < share, read[first:])
+    return words._replace(read=read)
 
 
 class SelfCritical(Objective):

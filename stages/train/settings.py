@@ -60,6 +60,8 @@ class Settings(Section):
     weight_decay: float = Field(ge=0)
     clip: float = Field(gt=0)
     label_smoothing: float = Field(ge=0, lt=1)
+    own_words: float = Field(ge=0, le=1)
+    tied: bool
     average: float = Field(ge=0, lt=1)
     finetune: Finetune
     self_critical: SelfCritical
@@ -104,6 +106,11 @@ def conflicts(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields (key, rule broken) for settings of train that do not fit each other, or those of features."""
     if block["train"].decoder in SEE_REGIONS and not block["features"].grid:
         yield f"train.decoder = {block['train'].decoder}", "looks at regions: set features.grid to true"
+    if block["train"].tied and block["train"].embedding != block["train"].hidden:
+        yield (
+            "train.tied = true",
+            f"the same vectors read and predict words: set train.embedding to train.hidden = {block['train'].hidden}",
+        )
     if block["train"].captions_per_picture > block["train"].batch:
         yield (
             f"train.captions_per_picture = {block['train'].captions_per_picture}",
