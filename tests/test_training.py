@@ -341,6 +341,25 @@ def test_the_average_over_steps_is_what_is_scored_kept_and_saved(tmp_path: Path)
     assert torch.equal(again.averaged.output.weight, after[1])
 
 
+@pytest.mark.parametrize(("keep", "kept"), [("best", 1), ("last", 3)])
+def test_which_epoch_is_kept_is_a_setting(keep: str, kept: int) -> None:
+    """The second of four epochs scores best."""
+    source = Given(torch.randn(6, 12, generator=torch.Generator().manual_seed(0)))
+    examples = Examples(list(range(6)), [[[1, 5 + i, 2]] for i in range(6)])
+    objective = CrossEntropy(examples, source, CPU, torch.float32, captions=2)
+    plan = settings(epochs=4, keep=keep, patience=2).plan()
+    training = Training(build(Shape("show_tell", 24, 12, 16, 16)), objective, plan, device=CPU)
+    after: list[torch.Tensor] = []
+
+    def score(decoder: Decoder) -> tuple[dict[str, float], float]:
+        after.append(decoder.output.bias.detach().clone())
+        return {}, (0.1, 0.4, 0.2, 0.3)[len(after) - 1]
+
+    best = training.train(score, lambda *_: None)
+    assert len(after) == 4
+    assert torch.equal(best.output.bias, after[kept])
+
+
 def test_a_loss_that_is_no_number_is_told(straight: Path) -> None:
     features = Features(straight / "data/tiny/features")
     source = Source(features, "train", grid=False, mirror=False)

@@ -136,7 +136,8 @@ class Training:
     # --- learning ---------------------------------------------------------------------------------------------------
 
     def train(self, score: Score, log: Callable[[Row, float, bool], None]) -> Decoder:
-        """Trains until the epochs are over or val has not become better for `patience` of them; returns the best.
+        """Trains until the epochs are over or val has not become better for `patience` of them; returns the best, or,
+        if the plan says so, the last.
 
         After each epoch `score` judges the decoder; `log` gets (row, captions per second, whether it is the best yet).
         Raises Stopped when the user asks to stop, and ValueError when the loss is no longer a number.
@@ -151,7 +152,7 @@ class Training:
                 row |= columns
                 self.progress.epoch += 1
                 self.progress.step, self.progress.total, self.progress.weight = 0, 0.0, 0
-                if kept := value > self.progress.best_score:
+                if kept := value > self.progress.best_score or self.plan.keep == "last":
                     self.progress.best_score, self.progress.best_epoch = value, self.progress.epoch
                     self.best = {name: part.detach().cpu().clone() for name, part in judged.state_dict().items()}
                 self.rows.append(row)

@@ -17,6 +17,7 @@ class Plan:
 
     epochs: int
     patience: int
+    keep: str
     learning_rate: float
     schedule: str
     warmup: float
@@ -54,6 +55,7 @@ class Settings(Section):
     captions_per_picture: int = Field(ge=1, le=100)
     epochs: int = Field(ge=1, le=10_000)
     patience: int = Field(ge=1)
+    keep: Literal["best", "last"]
     learning_rate: float = Field(gt=0, le=1)
     schedule: Literal["cosine", "constant"]
     warmup: float = Field(ge=0, lt=1)
