@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +12,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny import environment, settings
+from stores import fresh
+from tiny import settings
+from trained import stage
 
 from stages.evaluate.captioner import Captioner
 from stages.features.encoders import ENCODERS, EfficientNetLite0
@@ -27,22 +26,25 @@ from stages.train.artifact import Artifact, ArtifactError, load_encoder
 from stages.train.batches import Source
 from stages.train.decoders import Shape, build, pack_words
 from stages.train.finetune import Tuned, keep
+from stages.train.loop import Training
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 FINETUNE = {"epochs": 2, "blocks": 2, "learning_rate": 0.005, "encoder_share": 0.1}
 
 
-def stage(root: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"stages.{name}", *arguments]
-    return subprocess.run(
-        command, cwd=root, env=environment(root), capture_output=True, text=True, timeout=300, check=False
-    )
+def work(root: Path, *stages: str) -> None:
+    """Runs stages there, in this process."""
+    threads = torch.get_num_threads()
+    with fresh(root):
+        for name in stages:
+            stage(f"stages.{name}")
+    torch.set_num_threads(threads)
 
 
 def set_train(root: Path, **changes: object) -> None:
     params = yaml.safe_load((root / "params.yaml").read_text())
-    params["tiny"]["train"] = settings(**changes).model_dump()
+    params["tiny"]["train"] = settings(threads=1, **changes).model_dump()
     (root / "params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -64,9 +66,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path:
     }
     block["evaluate"] |= {"resamples": 0, "device": "cpu"}
     (root / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": block}))
-    for name in ("fetch", "vocab", "features"):
-        done = stage(root, name)
-        assert done.returncode == 0, done.stderr
+    work(root, "fetch", "vocab", "features")
     return root
 
 
@@ -76,9 +76,7 @@ def tuned(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tuned") / "root"
     shutil.copytree(drawn, root)
     set_train(root, decoder="attend", epochs=2, finetune=FINETUNE, captions_per_picture=2)
-    for name in ("train", "evaluate"):
-        done = stage(root, name)
-        assert done.returncode == 0, done.stderr
+    work(root, "train", "evaluate")
     return root
 
 
@@ -190,15 +188,17 @@ def test_the_artifact_carries_what_was_tuned_and_evaluate_and_caption_use_it(tun
     assert [best[0].text for best in both.caption(images)] == said
 
 
-def test_tuned_and_untuned_vote_together(tuned: Path, tmp_path: Path) -> None:
+def test_tuned_and_untuned_vote_together(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tuned_path = tuned / "models/tiny/captioner.safetensors"
     artifact = Artifact.load(tuned_path)
     named = {key: value for key, value in artifact.encoder.items() if key != "tuned_sha256"}
     torch.manual_seed(2)
     other = build(Shape("show_tell", len(artifact.vocabulary.words), 1280, 16, 16)).eval()
     Artifact(other, artifact.vocabulary, named, artifact.decoding).save(tmp_path / "other.safetensors")
-    done = stage(tuned, "evaluate", "--model", str(tuned_path), "--model", str(tmp_path / "other.safetensors"))
-    assert done.returncode == 0, done.stderr
+    both = [argument for path in (tuned_path, tmp_path / "other.safetensors") for argument in ("--model", str(path))]
+    with fresh(tuned):
+        stage("stages.evaluate", *both)
+    assert "**this model**" in capsys.readouterr().out
     archives = Pictures(tuned / "data/tiny/pictures")
     image = decode(archives.read(read_captions(tuned / "data/tiny/captions_test.json")[0].file_name))
     together = Captioner.load(tuned_path, tmp_path / "other.safetensors", device="cpu").caption([image])
@@ -210,25 +210,29 @@ def test_tuned_and_untuned_vote_together(tuned: Path, tmp_path: Path) -> None:
         Captioner.load(tmp_path / "wrong.safetensors", device="cpu").caption([Image.new("RGB", (64, 64))])
 
 
-def test_killed_while_finetuning_it_ends_with_the_same_bytes(tuned: Path, tmp_path: Path) -> None:
+def test_interrupted_while_finetuning_it_ends_with_the_same_bytes(
+    drawn: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the third save of that part; that a save outlives kill -9 is proven in test_training.py."""
     root = tmp_path / "killed"
-    shutil.copytree(tuned, root)
-    shutil.rmtree(root / "models")
-    (root / "models/tiny").mkdir(parents=True)
-    finetune = dict(FINETUNE)
-    set_train(root, decoder="attend", epochs=2, finetune=finetune, captions_per_picture=2, checkpoint_minutes=1e-9)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stages.train"],
-        cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    unfinished = root / "models/tiny/unfinished_Finetune.pt"
-    while process.poll() is None and not unfinished.exists():
-        os.sched_yield()
-    assert process.poll() is None, process.communicate()
-    process.kill()
-    process.communicate()
-    done = stage(root, "train")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("goes on after epoch") == 2
+    shutil.copytree(drawn, root)
+    set_train(root, decoder="attend", epochs=2, finetune=FINETUNE, captions_per_picture=2, checkpoint_minutes=1e-9)
+    saved: list[str] = []
+    save = Training.save
+
+    def until_the_third(self: Training) -> None:
+        save(self)
+        saved.append(str(self.checkpoint))
+        if len([name for name in saved if "Finetune" in name]) == 3:
+            raise InterruptedError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "save", until_the_third)
+        with pytest.raises((InterruptedError, SystemExit)):
+            work(root, "train")
+    assert not (root / "models/tiny/captioner.safetensors").exists()
+    capsys.readouterr()
+    work(root, "train")
+    assert capsys.readouterr().out.count("goes on after epoch") == 2
     name = "models/tiny/captioner.safetensors"
     assert sha256(root / name) == sha256(tuned / name)
