@@ -112,7 +112,7 @@ def fetched(root: Path) -> dict[str, str]:
 
 
 def walk(root: Path, way: Way, mirror: Mirror, state: Path, kills: bool = True) -> dict[str, Any]:
-    """Goes one way in the repository at `root`; returns what is to be said of it. SystemExit where something is wrong."""
+    """Goes one way in the repository at `root`; returns what is to be said of it. SystemExit where it fails."""
     began = time.monotonic()
     arguments, deaths = command(way, mirror, state), 0
     for path, kept, answered in way.downloads() if kills else ():

@@ -52,7 +52,7 @@ WORDS |= {33: 2, 34: 1, 36: 2, 38: 2, 44: 1, 50: 1}
 REGIONS, CHANNELS = 49, 2048  # ResNet-50's at 224 pixels a side
 SHARE = 10  # training at full size is held to its speed on a tenth of the pictures
 ROUNDS = 2  # of training on both, in turns; the best counts, since other work on the machine only ever adds
-STRETCH = 20.0  # seconds between two checkpoints, over which captions are counted
+STRETCH = 15.0  # seconds between two checkpoints, over which captions are counted
 LARGEST_ID = {"picture": 581_929, "caption": 829_718}
 
 
