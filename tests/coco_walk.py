@@ -111,25 +111,25 @@ def fetched(root: Path) -> dict[str, str]:
     return {path: value for path, value in files(root, "coco").items() if path.startswith(FETCHED)}
 
 
-def walk(root: Path, way: Way, mirror: Mirror, state: Path, kills: bool = True) -> dict[str, Any]:
-    """Goes one way in the repository at `root`; returns what is to be said of it. SystemExit where it fails."""
+def walk(root: Path, way: Way, mirror: Mirror, state: Path, kills: int = 9) -> dict[str, Any]:
+    """Goes one way in the repository at `root`, killed in at most so many downloads, the last ones.
+
+    Returns what is to be said of it, and raises SystemExit where something is not as it must be.
+    """
     began = time.monotonic()
-    arguments, deaths = command(way, mirror, state), 0
-    for path, kept, answered in way.downloads() if kills else ():
+    arguments, downloads = command(way, mirror, state), list(way.downloads())[-kills:]
+    for path, kept, answered in downloads:
         reached = killed(root, arguments, mirror, path, kept, answered)
-        deaths += 1
+        mirror.requests.clear()
         if list((root / "data/coco/pictures").glob(kept)):
             raise SystemExit(f"{path}: something lies under the final name after kill -9")
-        if way.limit is None:  # the next run must go on at this byte
-            mirror.requests.clear()
-            checked = (path, f"bytes={reached}-")
     said = dvc(root, *arguments)
-    if way.limit is None and kills:
-        asked = [r.range for r in mirror.requests if r.path == checked[0] and r.range not in (None, "bytes=0-0")]
-        if not str(asked[0]).startswith(checked[1]):
-            raise SystemExit(f"{checked[0]}: it did not go on at {checked[1]} but asked for {asked}")
+    if way.limit is None:
+        asked = [r.range for r in mirror.requests if r.path == path and r.range not in (None, "bytes=0-0")]
+        if not str(asked[0]).startswith(f"bytes={reached}-"):
+            raise SystemExit(f"{path}: it did not go on at byte {reached} but asked for {asked}")
     straight = root.with_name(f"{root.name}_straight")
-    (straight).mkdir(exist_ok=True)
+    straight.mkdir(exist_ok=True)
     (straight / "params.yaml").write_bytes((root / "params.yaml").read_bytes())
     where = environment(straight) | {"PYTHONPATH": str(REPOSITORY)}
     subprocess.run([sys.executable, "-m", "stages.fetch"], cwd=straight, env=where, check=True, capture_output=True)
@@ -138,7 +138,7 @@ def walk(root: Path, way: Way, mirror: Mirror, state: Path, kills: bool = True) 
     metrics = read_json(root / "reports/coco/metrics.json")
     splits = read_json(root / "reports/coco/fetch.json")["splits"]
     return {
-        "kills": deaths,
+        "kills": len(downloads),
         "stages": said.count("Running stage"),
         "pictures": " / ".join(str(splits[split]["pictures"]) for split in ("train", "val", "test")),
         "scored": metrics["test"]["images"],
