@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -89,8 +90,18 @@ def test_resnet50_is_torchvisions_network(resnet_file: Path, pixels: torch.Tenso
     torch.testing.assert_close(found, wanted.flatten(2).transpose(1, 2), atol=1e-3, rtol=1e-3)
 
 
-def test_a_larger_input_gives_a_finer_grid(resnet_file: Path) -> None:
-    assert ResNet50(str(resnet_file))(torch.zeros(1, 3, 448, 448, dtype=torch.uint8)).shape == (1, 14 * 14, 2048)
+def test_a_larger_input_gives_a_finer_grid_of_the_same_network(resnet_file: Path, pixels: torch.Tensor) -> None:
+    large = nn.functional.interpolate(pixels[:1].float(), 448, mode="bilinear").to(torch.uint8)
+    found = ResNet50(str(resnet_file))(large)
+    assert found.shape == (1, 14 * 14, 2048)
+    network = torchvision.models.resnet50()
+    network.load_state_dict(torch.load(resnet_file, weights_only=True))
+    pooled: list[torch.Tensor] = []
+    network.eval().avgpool.register_forward_hook(lambda _module, _given, made: pooled.append(made.flatten(1)))
+    preset = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.transforms()
+    with torch.inference_mode():
+        network(v2.functional.normalize(large.float() / 255, preset.mean, preset.std))
+    torch.testing.assert_close(found.mean(1), pooled[0], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -118,42 +129,81 @@ def test_the_hash_is_of_the_weights_not_of_the_file(resnet_file: Path, tmp_path:
     assert hash_weights(state) != ResNet50(str(resnet_file)).weights_sha256
 
 
-def test_weights_by_name_come_from_torchvision_and_are_checked(
-    resnet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A local server stands for download.pytorch.org: the right file is used, a damaged one refused by its hash."""
-    digest = hashlib.sha256(resnet_file.read_bytes()).hexdigest()
-    (tmp_path / f"resnet50-{digest[:8]}.pth").write_bytes(resnet_file.read_bytes())
-    (tmp_path / "resnet50-00000000.pth").write_bytes(resnet_file.read_bytes())
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of torch.hub's, as TORCH_HOME names it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def server(resnet_file: Path, tmp_path: Path) -> Iterator[str]:
+    """A mirror: the state dict under a name that promises its hash, and under one that promises another; then cut."""
+    data = resnet_file.read_bytes()
+    folder = tmp_path / "served"
+    folder.mkdir()
+    for name in (f"resnet50-{hashlib.sha256(data).hexdigest()[:8]}.pth", "resnet50-00000000.pth", "resnet50.pth"):
+        (folder / name).write_bytes(data)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    entry = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
-    def address_of(name: str) -> None:
-        url = property(lambda _: f"{address}/{name}")
-        monkeypatch.setattr(type(entry.value), "url", url, raising=False)
 
-    try:
-        address_of(f"resnet50-{digest[:8]}.pth")
-        assert ResNet50("IMAGENET1K_V2").weights_sha256 == ResNet50(str(resnet_file)).weights_sha256
-        address_of("resnet50-00000000.pth")
-        with pytest.raises(ValueError, match=r"invalid hash.*delete what was downloaded"):
-            ResNet50("IMAGENET1K_V2")
-    finally:
-        server.shutdown()
-        server.server_close()
-    address_of("gone-00000001.pth")
-    with pytest.raises(ValueError, match=r"could not be downloaded.*TORCH_HOME.*name a? ?local state dict"):
+def test_weights_by_name_are_torchvisions_files_and_checked(
+    resnet_file: Path, server: str, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A local server stands for download.pytorch.org: the right file is used, another one refused by its hash."""
+    for name in ("IMAGENET1K_V1", "IMAGENET1K_V2"):
+        assert ResNet50.published()[name] == torchvision.models.ResNet50_Weights[name].url
+    name = f"resnet50-{hashlib.sha256(resnet_file.read_bytes()).hexdigest()[:8]}.pth"
+    monkeypatch.setattr(ResNet50, "published", staticmethod(lambda: {"IMAGENET1K_V2": f"{server}/{name}"}))
+    wanted = ResNet50(str(resnet_file)).weights_sha256
+    assert ResNet50("IMAGENET1K_V2").weights_sha256 == wanted
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # a second time, nothing is asked for
+    assert ResNet50("IMAGENET1K_V2").weights_sha256 == wanted
+    (hub / name).write_bytes(resnet_file.read_bytes() + b"?")
+    with pytest.raises(ValueError, match=rf"{name} has SHA-256 \w+, which its name does not promise: delete it"):
         ResNet50("IMAGENET1K_V2")
+
+
+def test_weights_behind_a_mirror(resnet_file: Path, server: str, hub: Path) -> None:
+    name = f"resnet50-{hashlib.sha256(resnet_file.read_bytes()).hexdigest()[:8]}.pth"
+    assert ResNet50(f"{server}/{name}").weights_sha256 == ResNet50(str(resnet_file)).weights_sha256
+    assert [path.name for path in hub.iterdir()] == [name], "where torchvision itself would look for it"
+    with pytest.raises(ValueError, match=r"resnet50-00000000.pth came damaged, or is another file .*try again"):
+        ResNet50(f"{server}/resnet50-00000000.pth")
+    with pytest.raises(ValueError, match=r"resnet50.pth must end in -HASH.pth, with at least the first 8 digits"):
+        ResNet50(f"{server}/resnet50.pth")
+    with pytest.raises(ValueError, match=r"gone-00000001.pth \(HTTP Error 404: File not found\): put gone-"):
+        ResNet50(f"{server}/gone-00000001.pth")
+    assert [path.name for path in hub.iterdir()] == [name], "nothing else was kept"
+
+
+@pytest.mark.parametrize("name", ["IMAGENET1K_V1", "IMAGENET1K_V2"])
+def test_without_a_network_one_sentence_names_the_ways_out(
+    name: str, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(scheme, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.delenv("no_proxy", raising=False)
+    url = torchvision.models.ResNet50_Weights[name].url
+    with pytest.raises(ValueError, match="could not be downloaded") as caught:
+        ResNet50(name)
+    assert str(caught.value) == (
+        f"weights: {name} could not be downloaded from {url} (<urlopen error [Errno 111] Connection refused>): put "
+        f"{url.rpartition('/')[2]} into {hub} (TORCH_HOME moves it), or set features.weights to a mirror's address of "
+        "it or to a local state dict"
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is not a file: name `package`"),
+        (None, "is not a file: name package, a mirror's address"),
         (b"", "is not a whole, safe state dict"),
         (b"PK\3\4 cut", "is not a whole, safe state dict"),
         ([1, 2], "holds list, not a state dict"),

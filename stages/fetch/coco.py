@@ -30,6 +30,8 @@ COUNTS: dict[tuple[str, int], tuple[int, int, int]] = {
     ("karpathy", 2017): (113_287, 5_000, 5_000),
 }
 
+HALVED = "COCO's own test pictures have no captions: val and test are the halves of its val, in the order of ids"
+
 Splits = dict[str, list[Picture]]
 
 
@@ -43,7 +45,8 @@ def fetch_coco(settings: Coco, data: Path) -> tuple[Splits, dict[str, Any]]:
     parts = {part: files.captions(part) for part in PARTS}
     report: dict[str, Any] = {"year": settings.year, "split": settings.split, "expect": settings.expect}
     if settings.split == "official":
-        splits = by_halves(parts)
+        splits, report["test"] = by_halves(parts), HALVED
+        print(f"fetch: {HALVED}", file=sys.stderr)
     else:
         splits, report["unmatched"] = by_karpathy(parts, read_karpathy(files.karpathy()))
     if settings.expect == "official":

@@ -62,7 +62,7 @@ def main() -> None:
         settings.tied,
     )
     decoder = build(shape)
-    decoder.standardise(torch.tensor(features.array("train", "pooled")[examples["train"].rows]).float())
+    decoder.standardise(torch.from_numpy(features.read("train", "pooled", examples["train"].rows)).float())
     fingerprinted = fingerprint(
         settings.model_dump(exclude={"checkpoint_minutes"}),
         {"threads": threads, "device": device.type, "dtype": str(dtype)},

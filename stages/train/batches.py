@@ -88,14 +88,12 @@ class Source:
 
     def read(self, rows: Sequence[int], mirrored: Sequence[bool] | None = None) -> tuple[Tensor, Tensor | None]:
         """-> pooled (P, C) and grid (P, R, C) or None, float16; `mirrored` says which rows are to be mirrored."""
-        return self._read("pooled", rows, mirrored), self._read("grid", rows, mirrored) if self.grid else None
-
-    def _read(self, kind: str, rows: Sequence[int], mirrored: Sequence[bool] | None) -> Tensor:
-        values = self.features.array(self.split, kind)[rows]
-        if mirrored is not None and any(mirrored):
-            flip = np.flatnonzero(mirrored)
-            values[flip] = self.features.array(self.split, kind, mirrored=True)[np.asarray(rows)[flip]]
-        return torch.from_numpy(values)
+        pooled, grid = (
+            torch.from_numpy(self.features.read(self.split, kind, rows, mirrored)) if wanted else None
+            for kind, wanted in (("pooled", True), ("grid", self.grid))
+        )
+        assert pooled is not None
+        return pooled, grid
 
 
 def in_order(examples: Examples, size: int) -> Iterator[Batch]:
