@@ -19,10 +19,11 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 STAGES = ("fetch", "vocab", "features", "train", "evaluate", "register")
 
@@ -31,6 +32,19 @@ class Section(BaseModel):
     """What every stage's settings have in common: unknown keys are mistakes, types are exact, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Launch(Section):
+    """How many processes do a stage's work together."""
+
+    processes: int | Literal["auto"]
+
+    @field_validator("processes", mode="plain")
+    @classmethod
+    def check(cls, value: object) -> object:
+        if value == "auto" or (type(value) is int and 1 <= value <= 4096):
+            return value
+        raise PydanticCustomError("processes", "must be `auto` or a whole number from 1 to 4096")
 
 
 class SettingsError(ValueError):

@@ -9,16 +9,23 @@ import os
 import sys
 from collections.abc import Callable
 
+MISTAKES = (ValueError, OSError)  # bad settings, bad input, no file, full disk
+
 
 def run(main: Callable[[], None]) -> None:
-    """Calls `main`. A ValueError or OSError (bad settings, bad input, no file, full disk) is told and ends with 1."""
+    """Calls `main`. A user's mistake is told and ends with exit status 1."""
     try:
         main()
-    except (ValueError, OSError) as error:
+    except MISTAKES as error:
         if os.environ.get("TRACEBACK"):
             raise
-        if isinstance(error, OSError) and error.filename is not None:
-            sys.exit(f"{error.filename}: {error.strerror}")
-        sys.exit(str(error))
+        sys.exit(sentence(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def sentence(error: Exception) -> str:
+    """What a user's mistake is told as."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -150,7 +150,7 @@ def test_at_cocos_size_no_row_that_was_read_counts_as_memory(tmp_path: Path) -> 
 
 def test_killed_halfway_it_goes_on_and_ends_with_the_same_bytes(made: Path, tmp_path: Path) -> None:
     root = make_project(tmp_path / "killed")
-    journal = root / "data/tiny/features.partial/journal.json"
+    journal = root / "data/tiny/features.partial/journal_0.json"
     for split in ("train", "val"):
         process = subprocess.Popen([sys.executable, "-m", "stages.features"], cwd=root, env=environment(root))
         deadline = time.monotonic() + 60
@@ -219,5 +219,5 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
     draft = Draft(tmp_path / "draft", "x")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
     with pytest.raises(OSError, match=r"needs 2,560,000 bytes and the disk has 0 free: make room"):
-        draft.open("train_pooled.npy", (1000, 1280), begun=False)
+        draft.open("train_pooled.npy", (1000, 1280))
     assert not (tmp_path / "draft" / "train_pooled.npy").exists()

@@ -58,9 +58,9 @@ def make_project(root: Path, template: Path, **changes: Any) -> Path:
             pictures.append(Picture(number, f"{number}.png", 1, 1, captions[: 2 + number % 2]))
             rows.append(meaning[colour] + meaning[len(COLOURS) + thing])
             number += 1
-        draft.open(f"{split}_pooled.npy", (count, 12), begun=False)
+        draft.open(f"{split}_pooled.npy", (count, 12))
         draft.arrays[f"{split}_pooled.npy"][:] = np.array(rows)
-        draft.save(split, count)
+        draft.save()
         draft.close_arrays()
         splits[split] = [picture.id for picture in pictures]
         write_captions(data / f"captions_{split}.json", pictures, {})

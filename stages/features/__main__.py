@@ -7,12 +7,15 @@ Why:    94% of a captioner's work is the CNN; its answer to a picture never chan
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 
 from stages import params
 from stages.features.device import choose_device, choose_dtype
 from stages.features.encoders import ENCODERS
 from stages.features.extract import extract
+from stages.features.launch import Ranks, launch
 from stages.features.preprocessing import Preprocessing
 from stages.features.settings import Settings
 from stages.features.store import Draft, reuse
@@ -25,12 +28,19 @@ from stages.rim import run
 def main() -> None:
     profile, settings = params.read("features")
     assert isinstance(settings, Settings)
+    launch("features", settings.launch.processes, settings.device, partial(encode, profile, settings))
+
+
+def encode(profile: str, settings: Settings, ranks: Ranks) -> None:
+    """Each rank writes its share of the pictures' features; rank 0 finishes."""
+    if int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size)) < ranks.size:
+        raise ValueError("features is for one machine, whose processes map the same files: start it without torchrun")
     data = Path("data") / profile
     folder = data / "features"
 
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.precision, device)
-    encoder = ENCODERS[settings.encoder](settings.weights, dtype).to(device)
+    encoder = ranks.after_first(lambda: ENCODERS[settings.encoder](settings.weights, dtype)).to(device)
     preprocessing = Preprocessing(settings.size, settings.resize)
     archives = Pictures(data / "pictures")
     splits = {split: read_captions(data / f"captions_{split}.json") for split in SPLITS}
@@ -52,10 +62,12 @@ def main() -> None:
         [[archives.checksum(picture.file_name) for picture in pictures] for pictures in splits.values()],
         *sorted(Path(__file__).parent.glob("*.py")),
     )
-    if place := reuse(folder, repository() / folder, made_from):
-        print(f"features of the same pictures, encoder and settings are whole in {place}: kept")
+    ranks.agree(made_from)
+    if place := ranks.first(lambda: reuse(folder, repository() / folder, made_from)):
+        if ranks.rank == 0:
+            print(f"features of the same pictures, encoder and settings are whole in {place}: kept")
         return
-    draft = Draft(data / "features.partial", made_from)
+    draft = ranks.after_first(lambda: Draft(data / "features.partial", made_from, ranks.rank))
     for split, pictures in splits.items():
         extract(
             encoder,
@@ -69,13 +81,18 @@ def main() -> None:
             batch=settings.batch,
             workers=settings.workers,
             device=device,
+            ranks=ranks,
         )
-    for failure in draft.unreadable:
+    ranks.all(None)
+    if ranks.rank > 0:
+        return
+    unreadable = draft.all_unreadable(index["splits"])
+    for failure in unreadable:
         print("unreadable: {split} picture {id}, {file_name}: {reason}".format(**failure))
-    if len(draft.unreadable) > settings.allow_unreadable:
+    if len(unreadable) > settings.allow_unreadable:
         raise ValueError(
-            f"{len(draft.unreadable)} pictures cannot be read, features.allow_unreadable = {settings.allow_unreadable} "
-            f"allows fewer; the first is {draft.unreadable[0]['file_name']}: mend them, or raise the number"
+            f"{len(unreadable)} pictures cannot be read, features.allow_unreadable = {settings.allow_unreadable} "
+            f"allows fewer; the first is {unreadable[0]['file_name']}: mend them, or raise the number"
         )
     draft.finish(folder, index)
 

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto` is cuda, else mps, else cpu; a device that is named and not there is a ValueError."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """`auto` is cuda, else mps, else cpu; a device that is named and not there is a ValueError.
+
+    A process that torchrun started takes the CUDA device of its place on the machine; mps cannot be shared.
+    """
+    place, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and size == 1, "cpu": True}
     if wanted == "auto":
         wanted = next(name for name, present in there.items() if present)
     if not there.get(wanted, False):
         present = ", ".join(name for name, present in there.items() if present)
         raise ValueError(f"device: {wanted} is not here (this machine has {present}): say `auto` or one of these")
-    return torch.device(wanted)
+    if wanted == "cuda" and place >= (devices := torch.cuda.device_count()):
+        raise ValueError(f"launch.processes: this machine has {devices} CUDA devices: ask for no more processes")
+    return torch.device(wanted, place) if wanted == "cuda" else torch.device(wanted)
+
+
+def bring(values: Tensor, device: torch.device) -> Tensor:
+    """Values from memory on their way to the device; on a GPU the copy goes on beside what is worked out meanwhile."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
@@ -43,8 +56,9 @@ def set_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
-def describe(device: torch.device) -> str:
+def describe(device: torch.device, processes: int = 1) -> str:
     """The device in words, for the record."""
+    times = f"{processes} x " if processes > 1 else ""
     if device.type == "cuda":
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"{device.type}: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        return f"{times}cuda: {torch.cuda.get_device_name(device)}"
+    return f"{times}{device.type}: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from stages.features.encoders import Encoder
+from stages.features.launch import Ranks
 from stages.features.preprocessing import Preprocessing
 from stages.features.store import Draft, array_name
 from stages.fetch.captions import Picture
@@ -57,13 +58,14 @@ def extract(
     batch: int,
     workers: int,
     device: torch.device,
+    ranks: Ranks,
 ) -> None:
-    """Fills the arrays of one split; starts where the draft's journal says.
+    """Fills the arrays of one split, of those batches that no journal of the draft has yet, every rank its share.
 
-    A picture that cannot be read leaves a row of zeros and an entry in `draft.unreadable`, from which readers know it.
-    Raises ValueError when a feature is not finite.
+    A batch has the same pictures whoever does it, so that their features are the same. A picture that cannot be read
+    leaves a row of zeros and an entry in `draft.unreadable`, from which readers know it. Raises ValueError when a
+    feature is not finite.
     """
-    done = draft.done.get(split, 0)
     regions = (preprocessing.size // 32) ** 2
     kinds: dict[str, tuple[int, ...]] = {"pooled": (encoder.channels,)}
     if grid:
@@ -71,22 +73,29 @@ def extract(
     views = (False, True) if mirror else (False,)
     for kind, shape in kinds.items():
         for mirrored in views:
-            draft.open(array_name(split, kind, mirrored), (len(pictures), *shape), begun=split in draft.done)
-    if split not in draft.done:
-        draft.save(split, 0)
+            name = array_name(split, kind, mirrored)
+            ranks.after_first(partial(draft.open, name, (len(pictures), *shape)))
+    batches = [range(first, min(first + batch, len(pictures))) for first in range(0, len(pictures), batch)]
+    done = ranks.first(partial(draft.all_done, split))
+    todo = [number for number in range(len(batches)) if number not in done][ranks.rank :: ranks.size]
+    own = draft.done.setdefault(split, [])
 
     loader = DataLoader(
-        Pixels(archives, pictures[done:], preprocessing),
-        batch_size=batch,
-        num_workers=min(workers, -(-(len(pictures) - done) // batch)),
+        Pixels(archives, pictures, preprocessing),
+        batch_sampler=[batches[number] for number in todo],
+        num_workers=min(workers, len(todo)),
         collate_fn=partial(collate, preprocessing.size),
         pin_memory=device.type == "cuda",
     )
     bar = tqdm(
-        total=len(pictures), initial=done, desc=f"features {split}", unit="pictures", disable=None, smoothing=0.1
+        total=sum(len(batches[number]) for number in todo),
+        desc=f"features {split}" + (f", one of {ranks.size} shares" if ranks.size > 1 else ""),
+        unit="pictures",
+        disable=None if ranks.rank == 0 else True,
+        smoothing=0.1,
     )
-    for number, (pixels, reasons) in enumerate(loader):
-        rows = slice(done, done + len(pixels))
+    for number, (pixels, reasons) in zip(todo, loader, strict=True):
+        rows = slice(batches[number].start, batches[number].stop)
         pixels = pixels.to(device, non_blocking=True)
         for mirrored in views:
             regions_seen = encoder(pixels.flip(-1) if mirrored else pixels)
@@ -107,10 +116,10 @@ def extract(
                 draft.unreadable.append(
                     {"split": split, "id": picture.id, "file_name": picture.file_name, "reason": reason}
                 )
-        done = rows.stop
+        own.append(number)
         bar.update(len(pixels))
-        if number % 32 == 31:
-            draft.save(split, done)
+        if len(own) % 32 == 0:
+            draft.save()
     bar.close()
-    draft.save(split, done)
+    draft.save()
     draft.close_arrays()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.params import Section
+from stages.params import Launch, Section
 
 
 class Settings(Section):
@@ -21,3 +21,4 @@ class Settings(Section):
     precision: Literal["auto", "float32", "bfloat16"]
     device: Literal["auto", "cpu", "cuda", "mps"]
     allow_unreadable: int = Field(ge=0)
+    launch: Launch

@@ -7,7 +7,8 @@
 
 Shapes: N pictures of a split, P of them asked for, R regions, C channels
 
-While it is being made, all this lies in `features.partial` with a journal; it gets its final name when it is whole.
+While it is being made, all this lies in `features.partial` with a journal of each process that writes into it; it gets
+its final name when it is whole.
 What it was made from stands beside the folder, not in it: edited code that makes the same features retrains nothing.
 """
 
@@ -127,57 +128,76 @@ def reuse(folder: Path, original: Path, made_from: str) -> Path | None:
 
 
 class Draft:
-    """Features in the making: arrays that grow batch by batch, and a journal from which a killed run goes on."""
+    """Features in the making: arrays that fill batch by batch, and journals from which a killed run goes on.
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        """Opens `folder` again when it was begun with the same fingerprint, else begins it anew."""
+    Several processes (ranks) write into the same arrays, each its own batches and a journal of its own. What any
+    journal says is done stays done, however many ranks go on.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, rank: int = 0) -> None:
+        """Opens `folder` again when it was begun with the same fingerprint, else begins it anew; rank 0 comes first."""
         self.folder = folder
-        self.journal = folder / "journal.json"
+        self.journal = folder / f"journal_{rank}.json"
         self.fingerprint = fingerprint
         self.arrays: dict[str, Mapped] = {}
-        self.done: dict[str, int] = {}
-        self.unreadable: list[dict[str, Any]] = []
-        begun = read_json(self.journal) if self.journal.is_file() else {}
-        if begun.get("fingerprint") == fingerprint:
-            self.done, self.unreadable = begun["done"], begun["unreadable"]
+        if any(journal["fingerprint"] == fingerprint for journal in self.journals()):
+            begun = read_json(self.journal) if self.journal.is_file() else {}
         else:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
+            begun = {}
+        self.done: dict[str, list[int]] = begun.get("done", {})  # numbers of finished batches, by split
+        self.unreadable: list[dict[str, Any]] = begun.get("unreadable", [])
+        self.save()
 
-    def open(self, name: str, shape: tuple[int, ...], begun: bool) -> None:
-        """Opens the array `name`; `begun` says that its first rows are already there."""
+    def journals(self) -> list[dict[str, Any]]:
+        """What each rank, of this start or an earlier one, has written."""
+        return [read_json(path) for path in sorted(self.folder.glob("journal_*.json"))]
+
+    def all_done(self, split: str) -> set[int]:
+        """The batches of a split that need not be done again."""
+        return {number for journal in self.journals() for number in journal["done"].get(split, [])}
+
+    def open(self, name: str, shape: tuple[int, ...]) -> None:
+        """Opens the array `name`, and makes it where it is not there yet; rank 0 comes first."""
         path = self.folder / name
-        if begun:
-            self.arrays[name] = open_memmap(path, mode="r+")
-            return
-        free = shutil.disk_usage(self.folder).free
-        needed = 2 * int(np.prod(shape))
-        if needed > free:
-            raise OSError(
-                f"{path} needs {needed:,} bytes and the disk has {free:,} free: make room, or turn features.grid off"
-            )
-        self.arrays[name] = open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        if not path.is_file():
+            free, needed = shutil.disk_usage(self.folder).free, 2 * int(np.prod(shape))
+            if needed > free:
+                raise OSError(
+                    f"{path} needs {needed:,} bytes and the disk has {free:,} free: make room, or set features.grid off"
+                )
+            with whole(path) as partial:
+                open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+        self.arrays[name] = open_memmap(path, mode="r+")
 
-    def save(self, split: str, done: int) -> None:
-        """Puts what is written so far on disk, then says in the journal how many rows of `split` that is."""
+    def save(self) -> None:
+        """Puts what is written so far on disk, then says in the journal what that is."""
         for array in self.arrays.values():
             array.flush()
-        self.done[split] = done
         write_json(self.journal, {"fingerprint": self.fingerprint, "done": self.done, "unreadable": self.unreadable})
 
     def close_arrays(self) -> None:
         """Lets go of the arrays of a finished split."""
         self.arrays.clear()
 
+    def all_unreadable(self, splits: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+        """What every rank could not read, in the order of the `splits`' picture ids."""
+        order = {(split, key): place for split, ids in splits.items() for place, key in enumerate(ids)}
+        found = [failure for journal in self.journals() for failure in journal["unreadable"]]
+        return sorted(found, key=lambda each: (list(splits).index(each["split"]), order[each["split"], each["id"]]))
+
     def finish(self, folder: Path, index: Mapping[str, Any]) -> None:
         """Writes the index with the arrays' hashes, and gives the folder its final name in one step."""
+        unreadable = self.all_unreadable(index["splits"])
         hashes = {path.name: sha256(path) for path in sorted(self.folder.glob("*.npy"))}
-        write_json(self.folder / "index.json", {**index, "unreadable": self.unreadable, "sha256": hashes})
+        write_json(self.folder / "index.json", {**index, "unreadable": unreadable, "sha256": hashes})
         self.rename(folder)
 
     def rename(self, folder: Path) -> None:
         """Replaces `folder` by the draft, and notes what it was made from."""
-        self.journal.unlink(missing_ok=True)
+        for path in [*self.folder.glob("journal_*.json"), *self.folder.glob(".*.partial")]:  # these of killed processes
+            path.unlink()
         made_from_file(folder).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         self.folder.rename(folder)

@@ -7,6 +7,8 @@ Why:    selection is by CIDEr of captions really decoded, which loss and teacher
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +17,7 @@ import torch
 from stages import params, tracking
 from stages.features.device import choose_device, choose_dtype, set_threads
 from stages.features.device import describe as describe_device
+from stages.features.launch import Ranks, launch
 from stages.features.store import Features
 from stages.fetch.captions import read_captions
 from stages.fetch.pictures import Pictures
@@ -36,9 +39,14 @@ from stages.vocab.vocabulary import Vocabulary
 def main() -> None:
     profile, settings = params.read("train")
     assert isinstance(settings, Settings)
+    launch("train", settings.launch.processes, settings.device, partial(train, profile, settings))
+
+
+def train(profile: str, settings: Settings, ranks: Ranks) -> None:
+    """All ranks learn together; rank 0 alone scores, writes and keeps the record."""
     data, models, reports = (Path(top) / profile for top in ("data", "models", "reports"))
 
-    threads = set_threads(settings.threads)
+    set_threads(settings.threads)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.precision, device)
     vocabulary = Vocabulary.read(data / "vocab.json")
@@ -64,12 +72,15 @@ def main() -> None:
     decoder = build(shape)
     decoder.standardise(torch.from_numpy(features.read("train", "pooled", examples["train"].rows)).float())
     fingerprinted = fingerprint(
-        settings.model_dump(exclude={"checkpoint_minutes"}),
-        {"threads": threads, "device": device.type, "dtype": str(dtype)},
+        settings.model_dump(exclude={"checkpoint_minutes", "launch"}),
+        {"device": device.type, "dtype": str(dtype)},
         *(data / name for name in ("vocab.json", "captions_train.json", "captions_val.json")),
         data / "features" / "index.json",
         *code(),
     )
+    ranks.agree(fingerprinted)
+    if ranks.rank > 0:
+        ranks.seed(settings.seed)
     batches = {"captions": settings.batch, "captions_per_picture": settings.captions_per_picture}
     validation = CrossEntropy(examples["val"], source["val"], device, dtype, **batches)
     judged = pictures["val"][: settings.val_pictures]
@@ -86,6 +97,7 @@ def main() -> None:
             compiled=settings.compile,
             checkpoint=models / f"unfinished_{part}.pt",
             fingerprint=fingerprinted,
+            ranks=ranks,
         )
 
     def score(decoder: Decoder) -> tuple[Row, float]:
@@ -108,11 +120,16 @@ def main() -> None:
 
     training = begin(decoder, words_of_people(), settings.plan(), "CrossEntropy")
     resumed = training.resume()
-    record = tracking.start(profile, params.recorded(), describe_device(device), training.notes.get("run_id"))
-    with record:
+    record = None
+    if ranks.rank == 0:
+        doing = describe_device(device, ranks.size)
+        record = tracking.start(profile, params.recorded(), doing, training.notes.get("run_id"))
         training.notes["run_id"] = record.id
+    with record or nullcontext():
 
         def log(row: Row, speed: float, kept: bool) -> None:
+            if record is None:
+                return
             record.log({**row, "captions_per_second": speed}, step=int(row["epoch"]))
             write_training(reports / "training.csv", training.rows)
             learned = f"loss {row['train_loss']:.3f}" if "train_loss" in row else f"reward {row['train_reward']:.3f}"
@@ -123,7 +140,7 @@ def main() -> None:
             )
 
         def go_on(resumed: bool) -> Decoder:
-            if resumed:
+            if resumed and record:
                 for row in training.rows:  # an epoch that was saved and not yet recorded when the run was killed
                     record.log(row, step=int(row["epoch"]))
                 print(f"goes on after epoch {len(training.rows)}, step {training.progress.step}")
@@ -170,6 +187,8 @@ def main() -> None:
             earlier, training = training, begin(best, self_critical, settings.self_critical_plan(), "SelfCritical")
             training.follow(earlier)
             best = go_on(training.resume())
+        if record is None:
+            return
         write_training(reports / "training.csv", training.rows)
         tuned = best.upper.state_dict() if isinstance(best, Tuned) else {}
         best = best.decoder if isinstance(best, Tuned) else best

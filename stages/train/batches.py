@@ -50,6 +50,10 @@ class Batch(NamedTuple):
     def captions(self) -> int:
         return sum(len(places) for _, places in self.groups)
 
+    def share(self, rank: int, size: int) -> Batch:
+        """The pictures of one of `size` ranks, every size-th; none where the batch has fewer than ranks."""
+        return Batch(self.groups[rank::size], self.mirrored[rank::size] if self.mirrored else None)
+
 
 def in_rounds(examples: Examples, captions_per_picture: int, generator: np.random.Generator) -> list[Group]:
     """Every caption exactly once, pictures shuffled over the whole split, `captions_per_picture` captions together.

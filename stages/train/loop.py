@@ -1,5 +1,6 @@
 """The training loop: one object that holds everything a run is, so that it can be saved at any step and go on.
 
+Several ranks hold the same weights and take the same steps, each with its share of a batch; rank 0 scores and saves.
 What is learned from is an objective (objectives.py); how far and how fast the weights move is a plan (settings.py).
 """
 
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,12 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from stages.features.launch import Ranks
 from stages.files import whole
 from stages.train.batches import Batch
 from stages.train.decoders import Decoder
-from stages.train.objectives import Objective
+from stages.train.objectives import Objective, TeacherForcing
 from stages.train.settings import Plan
 
 Row = dict[str, float]  # one epoch of reports/P/training.csv
@@ -54,7 +58,7 @@ class Training:
 
     `train` runs to the end. `checkpoint`, where given, is written every epoch and every `checkpoint_minutes`, and read
     when it is there: a killed run ends with the very weights of one that was not (to the bit on a CPU with the same
-    number of threads).
+    number of threads and ranks; other ranks go on from the same step, with other random numbers).
     """
 
     def __init__(
@@ -67,11 +71,17 @@ class Training:
         compiled: bool = False,
         checkpoint: Path | None = None,
         fingerprint: str = "",
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         self.decoder = decoder.to(device)
         self.objective, self.plan, self.device = objective, plan, device
         self.checkpoint, self.fingerprint = checkpoint, fingerprint
-        self.forward: Any = torch.compile(self.decoder) if compiled else self.decoder
+        self.forward: Any = TeacherForcing(self.decoder)
+        if compiled:
+            self.forward = torch.compile(self.forward)
+        if self.ranks.size > 1:
+            self.forward = DistributedDataParallel(self.forward)
         self.optimizer = torch.optim.AdamW(
             self.decoder.parameter_groups(),
             lr=plan.learning_rate,
@@ -95,8 +105,11 @@ class Training:
     # --- going on ---------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes everything the run is to `checkpoint`, whole or not at all."""
-        if self.checkpoint is None:
+        """Writes everything the run is to `checkpoint`, whole or not at all. Every rank calls it at the same step."""
+        cuda = self.device.type == "cuda"
+        random = [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if cuda else [])]
+        every_random = self.ranks.all(random)
+        if self.checkpoint is None or self.ranks.rank > 0:
             return
         state = {
             "fingerprint": self.fingerprint,
@@ -107,8 +120,7 @@ class Training:
             "progress": vars(self.progress),
             "rows": self.rows,
             "notes": self.notes,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "random": every_random,
         }
         buffer = io.BytesIO()  # written from here: of a full disk torch says only that a position was not expected
         torch.save(state, buffer)
@@ -117,10 +129,8 @@ class Training:
 
     def resume(self) -> bool:
         """Goes on from `checkpoint` where it is of the same run (same data, settings and code); says whether it did."""
-        if self.checkpoint is None or not self.checkpoint.is_file():
-            return False
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        if state["fingerprint"] != self.fingerprint:
+        state = self.ranks.first(self.saved)
+        if state is None:
             return False
         self.decoder.load_state_dict(state["decoder"])
         if self.averaged:
@@ -128,10 +138,21 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.rows, self.notes = state["best"], state["rows"], state["notes"]
         self.progress = Progress(**state["progress"])
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+        if len(state["random"]) != self.ranks.size:
+            self.ranks.seed(self.plan.seed, self.progress.epoch, self.progress.step)
+            return True
+        on_cpu, *on_cuda = state["random"][self.ranks.rank]
+        torch.set_rng_state(on_cpu)
+        for each in on_cuda:
+            torch.cuda.set_rng_state(each, self.device)
         return True
+
+    def saved(self) -> dict[str, Any] | None:
+        """What `checkpoint` holds of this very run."""
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            return None
+        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        return state if state["fingerprint"] == self.fingerprint else None
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
@@ -139,7 +160,8 @@ class Training:
         """Trains until the epochs are over or val has not become better for `patience` of them; returns the best, or,
         if the plan says so, the last.
 
-        After each epoch `score` judges the decoder; `log` gets (row, captions per second, whether it is the best yet).
+        After each epoch `score` judges the decoder, on rank 0 alone; `log` gets (row, captions per second, whether it
+        is the best yet).
         Raises Stopped when the user asks to stop, and ValueError when the loss is no longer a number.
         """
         with asked_to_stop() as stop:
@@ -148,7 +170,7 @@ class Training:
                 row = self.one_epoch(stop)
                 speed = (self.progress.captions - captions) / (time.monotonic() - started)
                 judged = self.judged()
-                columns, value = score(judged)
+                columns, value = self.ranks.first(partial(score, judged))
                 row |= columns
                 self.progress.epoch += 1
                 self.progress.step, self.progress.total, self.progress.weight = 0, 0.0, 0
@@ -180,26 +202,30 @@ class Training:
             initial=sum(batch.captions for batch in batches[: progress.step]),
             desc=f"epoch {progress.epoch + 1}/{plan.epochs}",
             unit="captions",
-            disable=None,
+            disable=None if self.ranks.rank == 0 else True,
         )
         saved = time.monotonic()
         rate = 0.0
         for number in range(progress.step, len(batches)):
             rate = self.rate(progress.epoch * self.steps_per_epoch + number)
             value, weight = self.one_step(batches[number], rate)
+            due = time.monotonic() - saved > 60 * plan.checkpoint_minutes
+            # What one rank is told or finds, all do at the same step.
+            total, weight, stopping, due = self.ranks.sum(value * weight, weight, stop(), due)
             progress.step = number + 1
-            progress.total += value * weight
-            progress.weight += weight
+            progress.total += total
+            progress.weight += int(weight)
             progress.captions += batches[number].captions
             bar.update(batches[number].captions)
             if number % 20 == 0:
                 bar.set_postfix_str(f"{self.objective.column} {progress.total / progress.weight:.3f}", refresh=False)
-            if stop():
+            if stopping:
                 self.save()
                 bar.close()
-                print("stopped and saved: `dvc repro` goes on from here", flush=True)
+                if self.ranks.rank == 0:
+                    print("stopped and saved: `dvc repro` goes on from here", flush=True)
                 raise Stopped
-            if time.monotonic() - saved > 60 * plan.checkpoint_minutes:
+            if due:
                 self.save()
                 saved = time.monotonic()
         bar.close()
@@ -210,15 +236,23 @@ class Training:
         }
 
     def one_step(self, batch: Batch, rate: float) -> tuple[float, int]:
-        """Forward, backward, optimiser; returns the mean of what the objective reports, and its weight."""
-        step = self.objective.step(self.forward, batch)
+        """Forward, backward, optimiser; returns the mean of what the objective reports, and its weight.
+
+        Gradients are means over the words of all ranks: DistributedDataParallel weights every rank alike, so each
+        weights its loss by its words.
+        """
+        ranks = self.ranks
+        share = batch.share(ranks.rank, ranks.size)
+        idle = not share.groups  # takes part with a picture of another's share, which counts for nothing
+        step = self.objective.step(self.decoder, batch.share(0, ranks.size) if idle else share, self.forward)
         if not math.isfinite(step.loss.item()):
             raise ValueError(
                 f"the loss is {step.loss.item()} in epoch {len(self.rows) + 1}, step {self.progress.step + 1}: "
                 f"lower the learning rate, {self.plan.learning_rate}, or set train.precision to float32"
             )
+        words = 0 if idle else step.words
         self.optimizer.zero_grad(set_to_none=True)
-        step.loss.backward()
+        (step.loss * (words * ranks.size / ranks.sum(words)[0])).backward()
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.plan.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("share", 1.0)
@@ -227,7 +261,7 @@ class Training:
             torch._foreach_lerp_(
                 list(self.averaged.parameters()), list(self.decoder.parameters()), 1 - self.plan.average
             )
-        return step.value, step.weight
+        return step.value, 0 if idle else step.weight
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: linear warm-up, then constant or a cosine to 0 over all steps."""

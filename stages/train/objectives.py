@@ -6,16 +6,16 @@ Shapes: P pictures of a batch, K samples of each, T words of the longest, N word
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from stages.features.device import autocast
+from stages.features.device import autocast, bring
 from stages.fetch.captions import Picture
 from stages.scorers.cider import CiderD
 from stages.scorers.ngrams import References
@@ -26,10 +26,28 @@ from stages.train.decoding import NEVER, sample
 from stages.vocab.vocabulary import END, PAD, START, Vocabulary
 
 
+Forward = Callable[[Tensor, Tensor | None, Words], Tensor]  # pooled (P, C), grid (P, R, C) or None, words -> (N, V)
+
+
+class TeacherForcing(nn.Module):
+    """A decoder's answer to features and known words in one call: what is compiled, and what DistributedDataParallel
+    has to see as a whole to exchange every gradient."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, pooled: Tensor, grid: Tensor | None, words: Words) -> Tensor:
+        """-> logits (N, V) for `words.predict`."""
+        logits: Tensor = self.decoder(self.decoder.context(pooled, grid), words)
+        return logits
+
+
 class Step(NamedTuple):
     """What a batch says."""
 
     loss: Tensor  # what is made smaller
+    words: int  # over how many words it is the mean
     value: float  # what people want to see of it
     weight: int  # over how many words or captions `value` is the mean
 
@@ -47,18 +65,18 @@ class Objective(ABC):
         """The batches of an epoch; the same generator gives the same ones."""
 
     @abstractmethod
-    def step(self, decoder: Decoder, batch: Batch) -> Step:
-        """The batch's loss, with gradients."""
+    def step(self, decoder: Decoder, batch: Batch, forward: Forward | None = None) -> Step:
+        """The batch's loss, with gradients; `forward` is the decoder's TeacherForcing where it is not the plain one."""
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The batch's features, brought to the device: pooled (P, C), grid (P, R, C) or None."""
+        rows = [self.examples.rows[picture] for picture, _ in batch.groups]
+        pooled, grid = self.source.read(rows, batch.mirrored)
+        return bring(pooled, self.device).float(), bring(grid, self.device).float() if grid is not None else None
 
     def context(self, decoder: Decoder, batch: Batch) -> Context:
-        """The batch's features, brought to the device, as the decoder keeps them."""
-        rows = [self.examples.rows[picture] for picture, _ in batch.groups]
-        pooled, grid = (
-            part.to(self.device, non_blocking=True).float() if part is not None else None
-            for part in self.source.read(rows, batch.mirrored)
-        )
-        assert pooled is not None
-        return decoder.context(pooled, grid)
+        """The batch's features as the decoder keeps them."""
+        return decoder.context(*self.features(batch))
 
 
 class CrossEntropy(Objective):
@@ -88,13 +106,14 @@ class CrossEntropy(Objective):
         groups = in_rounds(self.examples, self.together, generator)
         return in_batches(groups, self.pictures, self.source.mirror, generator)
 
-    def step(self, decoder: Decoder, batch: Batch) -> Step:
+    def step(self, decoder: Decoder, batch: Batch, forward: Forward | None = None) -> Step:
         words = self.words(batch)
         if self.own_words:
             with torch.no_grad():
-                words = mixed(words, self.logits(decoder, batch, words), self.own_words)
-        loss = cross_entropy(self.logits(decoder, batch, words), words.predict, label_smoothing=self.label_smoothing)
-        return Step(loss, loss.item(), len(words.predict))
+                words = mixed(words, self.logits(TeacherForcing(decoder), batch, words), self.own_words)
+        logits = self.logits(forward or TeacherForcing(decoder), batch, words)
+        loss = cross_entropy(logits, words.predict, label_smoothing=self.label_smoothing)
+        return Step(loss, len(words.predict), loss.item(), len(words.predict))
 
     def words(self, batch: Batch) -> Words:
         """The batch's captions, packed, on the device."""
@@ -102,11 +121,10 @@ class CrossEntropy(Objective):
         owner = [number for number, (_, places) in enumerate(batch.groups) for _ in places]
         return pack_words(captions, owner).to(self.device)
 
-    def logits(self, decoder: Decoder, batch: Batch, words: Words) -> Tensor:
+    def logits(self, forward: Forward, batch: Batch, words: Words) -> Tensor:
         """-> logits (N, V) float32."""
         with autocast(self.device, self.dtype):
-            logits: Tensor = decoder(self.context(decoder, batch), words).float()
-        return logits
+            return forward(*self.features(batch), words).float()
 
     @torch.inference_mode()
     def mean_loss(self, decoder: Decoder) -> float:
@@ -114,7 +132,8 @@ class CrossEntropy(Objective):
         loss, weight = 0.0, 0
         for batch in in_order(self.examples, self.pictures):
             words = self.words(batch)
-            loss += cross_entropy(self.logits(decoder, batch, words), words.predict, reduction="sum").item()
+            logits = self.logits(TeacherForcing(decoder), batch, words)
+            loss += cross_entropy(logits, words.predict, reduction="sum").item()
             weight += len(words.predict)
         return loss / weight
 
@@ -162,9 +181,10 @@ class SelfCritical(Objective):
         groups = in_rounds(self.examples, max(map(len, self.examples.captions)), generator)  # every picture once
         return in_batches(groups, self.pictures, self.source.mirror, generator)
 
-    def step(self, decoder: Decoder, batch: Batch) -> Step:
+    def step(self, decoder: Decoder, batch: Batch, forward: Forward | None = None) -> Step:
+        features = self.features(batch)
         with torch.no_grad(), autocast(self.device, self.dtype):
-            written = sample(decoder, self.context(decoder, batch), self.samples, self.max_words)  # (P, K, T)
+            written = sample(decoder, decoder.context(*features), self.samples, self.max_words)  # (P, K, T)
         rewards = self.reward(written, [picture for picture, _ in batch.groups])
         advantages = (rewards - rewards.mean(1, keepdim=True)) * self.samples / (self.samples - 1)
         captions = [[START, *(word for word in text if word != PAD)] for text in written.flatten(0, 1).tolist()]
@@ -172,11 +192,11 @@ class SelfCritical(Objective):
         words = pack_words(captions, owner).to(self.device)
         # Outside the context above: autocast keeps the weights it has cast, and those would be without gradients.
         with autocast(self.device, self.dtype):
-            logits = decoder(self.context(decoder, batch), words).float()
+            logits = (forward or TeacherForcing(decoder))(*features, words).float()
         logits[:, NEVER] = -torch.inf
         each = cross_entropy(logits, words.predict, reduction="none")
         weights = advantages.flatten().float().to(self.device)[words.order][words.captions()]
-        return Step((weights * each).mean(), float(rewards.mean()), rewards.numel())
+        return Step((weights * each).mean(), len(each), float(rewards.mean()), rewards.numel())
 
 
 class Reward:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.params import Section
+from stages.params import Launch, Section
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Settings(Section):
     threads: int | None = Field(ge=1, le=1024)
     compile: bool
     seed: int = Field(ge=0)
+    launch: Launch
 
     def decoding(self) -> dict[str, Any]:
         """How captions are decoded, by val after each epoch and by default afterwards."""

@@ -19,6 +19,7 @@ import torch
 from stages.features.device import choose_device, choose_dtype, describe
 from stages.features.encoders import EfficientNetLite0
 from stages.features.extract import Pixels, extract
+from stages.features.launch import Ranks
 from stages.features.preprocessing import Preprocessing
 from stages.features.store import Draft
 from stages.fetch.captions import Picture
@@ -56,7 +57,7 @@ def main() -> None:
             started = time.perf_counter()
             extract(
                 encoder, see, archives, pictures, "train", draft,
-                grid=False, mirror=False, batch=BATCH, workers=WORKERS, device=device,
+                grid=False, mirror=False, batch=BATCH, workers=WORKERS, device=device, ranks=Ranks(),
             )  # fmt: skip
             stage.append(len(pictures) / (time.perf_counter() - started))
         ratio = statistics.median(stage) / statistics.median(bare)
