@@ -132,6 +132,11 @@ MISTAKES = [
     ({"coco.fetch.limit": 0}, "coco.fetch.limit = 0 (must be greater than or equal to 1)"),
     ({"sample.register.model": "a/b"}, 'sample.register.model = "a/b" (must match pattern'),
     ({"sample.train.batch": ...}, "sample.train.batch (is missing)"),
+    (
+        {"sample.train.launch": {"processes": "all"}},
+        'sample.train.launch.processes = "all" (must be `auto` or a whole number from 1 to 4096)',
+    ),
+    ({"sample.features.launch": {"processes": 0}}, "sample.features.launch.processes = 0 (must be `auto` or"),
     ({"sample.train.lr": 0.1}, "sample.train.lr = 0.1 (is not known here)"),
     ({"sample.fetch.root": "x" * 100}, f'sample.fetch.root = "{"x" * 56}... (is not known here)'),
     ({"sample.fetch.size": ...}, "sample.fetch.size (is missing)"),
