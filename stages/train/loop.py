@@ -209,12 +209,12 @@ class Training:
         for number in range(progress.step, len(batches)):
             rate = self.rate(progress.epoch * self.steps_per_epoch + number)
             value, weight = self.one_step(batches[number], rate)
-            due = time.monotonic() - saved > 60 * plan.checkpoint_minutes
+            late = time.monotonic() - saved > 60 * plan.checkpoint_minutes
             # What one rank is told or finds, all do at the same step.
-            total, weight, stopping, due = self.ranks.sum(value * weight, weight, stop(), due)
+            total, count, stopping, due = self.ranks.sum(value * weight, weight, stop(), late)
             progress.step = number + 1
             progress.total += total
-            progress.weight += int(weight)
+            progress.weight += int(count)
             progress.captions += batches[number].captions
             bar.update(batches[number].captions)
             if number % 20 == 0:
