@@ -46,7 +46,7 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
     """All ranks learn together; rank 0 alone scores, writes and keeps the record."""
     data, models, reports = (Path(top) / profile for top in ("data", "models", "reports"))
 
-    set_threads(settings.threads)
+    threads = set_threads(settings.threads)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.precision, device)
     vocabulary = Vocabulary.read(data / "vocab.json")

@@ -44,9 +44,9 @@ def made_up(folder: Path, random: np.random.Generator) -> Features:
     """Features on disk, drawn at random."""
     draft = Draft(folder / "features.partial", "made up")
     for kind, shape in (("pooled", (PICTURES, CHANNELS)), ("grid", (PICTURES, REGIONS, CHANNELS))):
-        draft.open(f"train_{kind}.npy", shape, begun=False)
+        draft.open(f"train_{kind}.npy", shape)
         draft.arrays[f"train_{kind}.npy"][:] = random.random(shape, np.float32)
-    draft.save("train", PICTURES)
+    draft.save()
     draft.close_arrays()
     draft.finish(folder / "features", {"splits": {"train": list(range(PICTURES))}})
     return Features(folder / "features")
