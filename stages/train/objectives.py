@@ -25,7 +25,6 @@ from stages.train.decoders import Context, Decoder, Words, pack_words
 from stages.train.decoding import NEVER, sample
 from stages.vocab.vocabulary import END, PAD, START, Vocabulary
 
-
 Forward = Callable[[Tensor, Tensor | None, Words], Tensor]  # pooled (P, C), grid (P, R, C) or None, words -> (N, V)
 
 
