@@ -92,7 +92,7 @@ def launch(stage: str, processes: int | Literal["auto"], device: str, work: Call
     """
     if processes == "auto":
         processes = max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
-    if "RANK" in os.environ:
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         join(device, work)
     elif processes > 1:
         start(stage, processes)
@@ -161,8 +161,8 @@ def _as_rank(device: str, work: Callable[[Ranks], None]) -> None:
         chosen = choose_device(device)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        # What ranks say to each other goes by gloo; nccl has the gradients.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
+        if ranks.size > 1:  # what ranks say to each other goes by gloo; nccl has the gradients
+            dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
         work(ranks)
         ranks.all(None)  # nobody leaves while another needs it
     except MISTAKES as error:
@@ -170,7 +170,8 @@ def _as_rank(device: str, work: Callable[[Ranks], None]) -> None:
     except RuntimeError:  # torch's word for a lost connection, among others
         time.sleep(DEATH)
         raise
-    dist.destroy_process_group()
+    if ranks.size > 1:
+        dist.destroy_process_group()
 
 
 def end_with(parent: int) -> None:
