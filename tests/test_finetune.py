@@ -81,31 +81,33 @@ def tuned(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("blocks", [1, 3])
-def test_below_and_above_make_the_whole_encoder(name: str, blocks: int, tmp_path: Path) -> None:
+def test_below_and_above_make_the_whole_encoder(name: str, tmp_path: Path) -> None:
     kind = ENCODERS[name]
     torch.manual_seed(0)
     torch.save(kind.network().state_dict(), tmp_path / "weights.pt")
-    encoder = kind(str(tmp_path / "weights.pt"))
+    encoder = kind("package" if kind is EfficientNetLite0 else str(tmp_path / "weights.pt"))
     pictures = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    x = encoder.lower(pictures, blocks).clone()
-    upper = encoder.upper(blocks)
-    for layer in upper.values():
-        x = layer(x)
-    torch.testing.assert_close(x.flatten(2).transpose(1, 2), encoder(pictures), atol=1e-5, rtol=1e-5)
-    assert all(parameter.requires_grad for parameter in upper.parameters())
+
+    def apart(upper: torch.nn.ModuleDict, blocks: int) -> float:
+        """How far the two ways to the grid lie apart, as a share of its largest value."""
+        x = encoder.lower(pictures, blocks).clone()
+        for layer in upper.values():
+            x = layer(x)
+        grid = encoder(pictures)
+        return float((x.flatten(2).transpose(1, 2) - grid).abs().max() / grid.abs().max())
+
+    for blocks in (1, 3):
+        upper = encoder.upper(blocks)
+        assert apart(upper, blocks) < 1e-5
+        assert all(parameter.requires_grad for parameter in upper.parameters())
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     # What was trained is taken over, and changes what the encoder says.
     with torch.no_grad():
         for parameter in upper.parameters():
             parameter.mul_(1.1)
-    before = encoder(pictures)
+    assert apart(upper, 3) > 0.01
     encoder.tune(upper.state_dict())
-    x = encoder.lower(pictures, blocks).clone()
-    for layer in upper.values():
-        x = layer(x)
-    torch.testing.assert_close(x.flatten(2).transpose(1, 2), encoder(pictures), atol=1e-5, rtol=1e-5)
-    assert (before - encoder(pictures)).abs().max() > 1e-3
+    assert apart(upper, 3) < 1e-5
     with pytest.raises(ValueError, match=r"blocks = 40: of \w+ 1 to 17 layers can be tuned"):
         encoder.upper(40)
     with pytest.raises(ValueError, match=r"nothing \(1,\) is not among the weights of"):
