@@ -155,12 +155,12 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
             best = Tuned(best, frozen.upper(blocks).cpu(), frozen.dtype, settings.finetune.encoder_share)
             archives = Pictures(data / "pictures")
             for split in source:
-                seen = features.rows(split)
+                known = features.rows(split)
                 source[split] = keep(
                     lambda pixels: [frozen.lower(pixels, blocks)],
                     source[split],
                     archives,
-                    [picture for picture in pictures[split] if picture.id in seen],
+                    [picture for picture in pictures[split] if picture.id in known],
                     workers=threads,
                     device=device,
                 )
