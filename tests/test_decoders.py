@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.train.decoders import DECODERS, Context, Decoder, Shape, build, pack_words
-from stages.train.decoding import Decoding, Hypothesis, beam_search, by_consensus, decode
+from stages.train.decoding import Decoding, Hypothesis, beam_search, decode
 from stages.train.settings import SEE_REGIONS, Settings
 from stages.vocab.vocabulary import END, START, UNK
 
@@ -268,10 +268,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"block_trigrams": True},
     {"block_endings": True},
     {"block_trigrams": True, "block_endings": True, "beam": 1},
-    {"consensus": 5.0, "beam": 5},
     {"top_p": 0.8, "beam": 4},
     {"top_p": 1.0, "temperature": 0.5, "seed": 3, "beam": 1},
-    {"top_p": 0.9, "temperature": 2.0, "block_trigrams": True, "block_endings": True, "consensus": 2.0, "beam": 6},
+    {"top_p": 0.9, "temperature": 2.0, "block_trigrams": True, "block_endings": True, "beam": 6},
 ]
 
 
@@ -286,14 +285,14 @@ def test_every_option_does_what_a_plain_search_does_and_batches_change_nothing(
     seen = context(made, 8)
     decoding = Decoding(**{"beam": 3, "length_penalty": 0.7, "max_words": 9, **options})
     numbers = [7 * i for i in range(8)]
-    together = decode([made], [seen], decoding, bad_endings=ENDINGS, numbers=numbers)
+    together = decode([made], [seen], decoding, bad_endings=ENDINGS, numbers=numbers, consensus=None, pooled=seen[0])
     for i, best in enumerate(together):
         own = tuple(part[i : i + 1] for part in seen)
-        alone = decode([made], [own], decoding, bad_endings=ENDINGS, numbers=numbers[i : i + 1])[0]
+        alone = decode(
+            [made], [own], decoding, bad_endings=ENDINGS, numbers=numbers[i : i + 1], consensus=None, pooled=own[0]
+        )[0]
         with torch.no_grad():
             plain = draw(made, own, decoding, numbers[i]) if decoding.top_p else search(made, own, decoding)
-        if decoding.consensus:
-            plain = by_consensus(plain, decoding)
         assert [each.words for each in alone] == [each.words for each in best] == [each.words for each in plain]
         assert [each.score for each in best] == pytest.approx([each.score for each in plain], abs=1e-4)
     said = [words for best in together for words, _ in best]
@@ -301,37 +300,10 @@ def test_every_option_does_what_a_plain_search_does_and_batches_change_nothing(
     assert bool(repeats) != decoding.block_trigrams, "without the rule some repeat themselves, with it none"
     assert any(words[-1] in ENDINGS for words in said) != decoding.block_endings
     if options:
-        without = decode([made], [seen], Decoding(3, 0.7, 9), bad_endings=ENDINGS, numbers=numbers)
+        without = decode(
+            [made], [seen], Decoding(3, 0.7, 9), bad_endings=ENDINGS, numbers=numbers, consensus=None, pooled=seen[0]
+        )
         assert [best[0].words for best in without] != [best[0].words for best in together]
-
-
-def test_consensus_is_the_caption_most_like_the_others() -> None:
-    """By hand: two of three candidates agree in most words, the likeliest in few; and the weight decides."""
-    candidates = [Hypothesis((9, 10, 11), -1.0), Hypothesis((4, 5, 6, 7), -1.1), Hypothesis((4, 5, 6, 8), -1.1)]
-    assert [h.words for h in by_consensus(candidates, Decoding(consensus=0.01))] == [h.words for h in candidates]
-    assert by_consensus(candidates, Decoding(consensus=100.0))[0].words == (4, 5, 6, 7)
-
-    def likeness(one: tuple[int, ...], other: tuple[int, ...]) -> float:
-        total = 0.0
-        for n in range(1, 5):
-            first, second = (
-                Counter(words[i : i + n] for i in range(len(words) - n + 1)) for words in ((*one, END), (*other, END))
-            )
-            norms = math.prod(math.sqrt(sum(count**2 for count in own.values())) for own in (first, second))
-            total += sum(first[gram] * second[gram] for gram in first) / norms if norms else 0.0
-        return total / 4
-
-    weights = [math.exp(each.score) for each in candidates]
-    for consensus in (0.1, 0.3, 1.0):
-        values = {
-            own.words: own.score
-            + consensus
-            * sum(w * likeness(own.words, each.words) for w, each in zip(weights, candidates, strict=True))
-            / sum(weights)
-            for own in candidates
-        }
-        found = [each.words for each in by_consensus(candidates, Decoding(consensus=consensus))]
-        assert found == sorted(values, key=lambda words: -values[words])
 
 
 def test_what_is_drawn_follows_the_probabilities() -> None:

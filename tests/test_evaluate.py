@@ -32,7 +32,7 @@ def stage(root: Path, name: str, *arguments: str) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path:
-    root = make_project(tmp_path_factory.mktemp("evaluated"), template, epochs=20)
+    root = make_project(tmp_path_factory.mktemp("evaluated"), template, epochs=20, neighbours=5)
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["tiny"]["evaluate"]["resamples"] = 50
     (root / "params.yaml").write_text(yaml.safe_dump(params))
@@ -153,17 +153,20 @@ def test_how_captions_were_decoded_stands_beside_their_score(evaluated: Path) ->
     ours = str(evaluated / "models/tiny/captioner.safetensors")
     cards = []
     for changes in (
-        {"block_trigrams": True, "consensus": 0.5},
+        {"block_trigrams": True, "neighbours": 7, "consensus": 0.5},
         {"sample": {"top_p": 0.9, "temperature": 1.5, "seed": 7}},
         {"sample": {"top_p": 0.9, "temperature": 1.5, "seed": 7}},
     ):
-        params["tiny"]["evaluate"] |= {"block_trigrams": None, "consensus": None, "sample": None, **changes}
+        params["tiny"]["evaluate"] |= {"block_trigrams": None, "neighbours": 0, "sample": None, **changes}
         (evaluated / "params.yaml").write_text(yaml.safe_dump(params))
         done = stage(evaluated, "evaluate", "--model", ours)
         assert done.returncode == 0, done.stderr
         cards.append(done.stdout)
     (evaluated / "params.yaml").write_text(before)
-    assert "- decoding: beam 3, length_penalty 0.7, max_words 20, block_trigrams True, consensus 0.5\n" in cards[0]
+    assert (
+        "- decoding: beam 3, length_penalty 0.7, max_words 20, block_trigrams True, neighbours 7, consensus 0.5\n"
+        in cards[0]
+    )
     said = "- decoding: beam 1, length_penalty 0.7, max_words 20, top_p 0.9, temperature 1.5, seed 7\n"
     assert said in cards[1]
     assert cards[1] == cards[2] != cards[0]

@@ -38,7 +38,7 @@ class Captioner:
                     "captioners that vote must share encoder and vocabulary: train them on the same data"
                 )
         self.artifacts = artifacts
-        self.vocabulary, self.decoding = first.vocabulary, first.decoding
+        self.vocabulary, self.decoding, self.consensus = first.vocabulary, first.decoding, first.consensus
         self.device = choose_device(device)
         self.decoders = [artifact.decoder.to(self.device) for artifact in artifacts]
         self.preprocessing = Preprocessing(**first.encoder["preprocessing"])
@@ -68,14 +68,20 @@ class Captioner:
         pixels = pixels.to(self.device)
         # Rounded as features on disk are, so that a picture gets the caption that was scored.
         grids = {encoder: encoder(pixels) for encoder in dict.fromkeys(self.encoders)}
+        pooled = {encoder: grid.mean(1).half().float() for encoder, grid in grids.items()}
         contexts = [
-            decoder.context(
-                grids[encoder].mean(1).half().float(), grids[encoder].half().float() if decoder.grid else None
-            )
+            decoder.context(pooled[encoder], grids[encoder].half().float() if decoder.grid else None)
             for decoder, encoder in zip(self.decoders, self.encoders, strict=True)
         ]
-        endings = self.vocabulary.bad_endings
-        found = decode(self.decoders, contexts, decoding, bad_endings=endings, numbers=numbers)
+        found = decode(
+            self.decoders,
+            contexts,
+            decoding,
+            bad_endings=self.vocabulary.bad_endings,
+            numbers=numbers,
+            consensus=self.consensus,
+            pooled=pooled[self.encoders[0]],
+        )
         return [[Caption(self.vocabulary.decode(h.words), h.score) for h in best[:n]] for best in found]
 
 

@@ -43,8 +43,16 @@ def caption(
     for split, own in pictures.items():
         rows = rows_of_all(own, features, split)
         sources = [seen(artifact, own, features, split, archives, device) for artifact in artifacts]
-        endings = first.vocabulary.bad_endings
-        best = describe(decoders, sources, rows, decoding, bad_endings=endings, batch=batch, device=device)
+        best = describe(
+            decoders,
+            sources,
+            rows,
+            decoding,
+            bad_endings=first.vocabulary.bad_endings,
+            consensus=first.consensus,
+            batch=batch,
+            device=device,
+        )
         found[split] = {
             picture.id: first.vocabulary.decode(hypotheses[0].words)
             for picture, hypotheses in zip(own, best, strict=True)

@@ -21,6 +21,7 @@ class Settings(Section):
     max_words: int | None = Field(ge=1, le=200)
     block_trigrams: bool | None
     block_endings: bool | None
+    neighbours: int | None = Field(ge=0, le=1000)
     consensus: float | None = Field(ge=0)
     sample: Sample | None
     batch: int = Field(ge=1, le=65536)
@@ -29,5 +30,5 @@ class Settings(Section):
 
     def decoding(self) -> dict[str, Any]:
         """What is to be decoded otherwise than the artifact says; None is as it says."""
-        names = ("beam", "length_penalty", "max_words", "block_trigrams", "block_endings", "consensus")
+        names = ("beam", "length_penalty", "max_words", "block_trigrams", "block_endings", "neighbours", "consensus")
         return {name: getattr(self, name) for name in names} | (self.sample.model_dump() if self.sample else {})

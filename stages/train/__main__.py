@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -31,6 +32,7 @@ from stages.train.decoding import Decoding
 from stages.train.describe import describe
 from stages.train.finetune import Tuned, keep
 from stages.train.loop import Row, Training
+from stages.train.memory import Memory
 from stages.train.objectives import CrossEntropy, Objective, Reward, SelfCritical
 from stages.train.settings import Plan, Settings
 from stages.vocab.vocabulary import Vocabulary
@@ -59,6 +61,7 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
         "val": Source(features, "val", kind.grid, mirror=False),
     }
     decoding = Decoding(**settings.decoding())
+    plain = decoding.but(neighbours=0)  # by which epochs are chosen: what is remembered is made at the end
     torch.manual_seed(settings.seed)
     shape = Shape(
         settings.decoder,
@@ -103,7 +106,7 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
     def score(decoder: Decoder) -> tuple[Row, float]:
         rows = [seen[picture.id] for picture in judged]
         found = describe(
-            [decoder], [source["val"]], rows, decoding, bad_endings=vocabulary.bad_endings, batch=128, device=device
+            [decoder], [source["val"]], rows, plain, bad_endings=vocabulary.bad_endings, batch=128, device=device
         )
         captions = {picture.id: vocabulary.decode(best[0].words) for picture, best in zip(judged, found, strict=True)}
         scores = judge.score(captions, with_meteor=False).metrics()
@@ -115,7 +118,7 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
         return {key: round(value, 6) for key, value in row.items()}, row["val_cider"]
 
     def words_of_people() -> CrossEntropy:
-        learned = {"label_smoothing": settings.label_smoothing, "own_words": settings.own_words}
+        learned: dict[str, Any] = {"label_smoothing": settings.label_smoothing, "own_words": settings.own_words}
         return CrossEntropy(examples["train"], source["train"], device, dtype, **batches, **learned)
 
     training = begin(decoder, words_of_people(), settings.plan(), "CrossEntropy")
@@ -191,11 +194,23 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
             return
         write_training(reports / "training.csv", training.rows)
         tuned = best.upper.state_dict() if isinstance(best, Tuned) else {}
+        memory = remember(best, source["train"], examples["train"]) if settings.neighbours else None
         best = best.decoder if isinstance(best, Tuned) else best
-        Artifact(best, vocabulary, encoder, decoding, tuned=tuned).save(models / "captioner.safetensors")
+        artifact = Artifact(best, vocabulary, encoder, decoding, tuned=tuned, memory=memory)
+        artifact.save(models / "captioner.safetensors")
     # Its checkpoints stay until evaluate begins: killed before DVC has taken note of this stage, it is run again, and
     # then it must end as the same run.
     write_json(models / "run.json", record.record())
+
+
+@torch.inference_mode()
+def remember(decoder: Decoder, source: Source, examples: Examples) -> Memory:
+    """The training pictures as the decoder's encoder sees them, and their captions."""
+    parts = []
+    for first in range(0, len(examples), 256):
+        seen = source.read(examples.rows[first : first + 256])[0].float()
+        parts.append(decoder.see(seen)[0] if isinstance(decoder, Tuned) else seen)
+    return Memory.of(torch.cat(parts), examples.captions)
 
 
 def code() -> list[Path]:

@@ -1,6 +1,7 @@
 """The artifact: one safetensors file that holds everything a captioner needs, so that nothing can mismatch.
 
-    tensors     decoder.*, float32 (float16 in published ones); encoder.*, the layers of the encoder that were tuned
+    tensors     decoder.*, float32 (float16 in published ones); encoder.*, the layers of the encoder that were tuned;
+                memory.*, the training pictures and their captions, if they are to be remembered
     metadata    key `captioner`, JSON: shape of the decoder, vocabulary, encoder (name, weights, hash, hash of what was
                 tuned), preprocessing, default decoding, hash of the weights
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from stages.features.encoders import ENCODERS, Encoder, hash_weights
 from stages.files import whole
 from stages.train.decoders import Decoder, Shape, build
 from stages.train.decoding import Decoding
+from stages.train.memory import Consensus, Memory
 from stages.vocab.vocabulary import Vocabulary
 
 FORMAT = 1  # changes when an older reader would misunderstand a newer file
@@ -44,6 +47,12 @@ class Artifact:
     decoding: Decoding
     weights_sha256: str = ""
     tuned: dict[str, Tensor] = field(default_factory=dict)  # weights of the encoder's last layers, if they were trained
+    memory: Memory | None = None  # of its training pictures, by which it chooses among captions
+
+    @cached_property
+    def consensus(self) -> Consensus | None:
+        """What its memory says of captions."""
+        return Consensus(self.memory, self.vocabulary) if self.memory else None
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> str:
         """Writes the file whole or not at all; the same captioner gives the same bytes. Returns the weights' hash.
@@ -54,6 +63,8 @@ class Artifact:
             for part, weights in (("decoder", self.decoder.state_dict()), ("encoder", self.tuned))
             for name, value in weights.items()
         }
+        if self.memory:
+            state |= {f"memory.{name}": value for name, value in self.memory.as_dict().items()}
         weights_sha256 = hash_weights(state)
         tuned = {name: value for name, value in state.items() if name.startswith("encoder.")}
         metadata = {
@@ -80,11 +91,12 @@ class Artifact:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             if hash_weights(state) != metadata["weights_sha256"]:
                 raise ArtifactError(f"{path}: its weights are not those that its metadata names: {CURE}")
-            parts: dict[str, dict[str, Tensor]] = {"decoder": {}, "encoder": {}}
+            parts: dict[str, dict[str, Tensor]] = {"decoder": {}, "encoder": {}, "memory": {}}
             for name, value in state.items():
                 part, _, own = name.partition(".")
-                parts[part][own] = value.float()
+                parts[part][own] = value if part == "memory" else value.float()
             decoder.load_state_dict(parts["decoder"])
+            memory = Memory(**parts["memory"]) if parts["memory"] else None
             vocabulary = Vocabulary(tuple(metadata["vocabulary"]))
             if len(vocabulary.words) != decoder.shape.words:
                 raise ArtifactError(f"{path}: {len(vocabulary.words)} words for {decoder.shape.words} outputs: {CURE}")
@@ -92,7 +104,7 @@ class Artifact:
         except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f"{path} is not a captioner of this version ({error}): {CURE}") from error
         hashed = metadata["weights_sha256"]
-        return cls(decoder.eval(), vocabulary, metadata["encoder"], decoding, hashed, parts["encoder"])
+        return cls(decoder.eval(), vocabulary, metadata["encoder"], decoding, hashed, parts["encoder"], memory)
 
 
 CURE = "pull it again (`dvc pull`) or train it (`dvc repro`)"

@@ -8,16 +8,17 @@ bfloat16 equal scores are common and their order depends on the batch.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.train.decoders import Context, Decoder, State
+from stages.train.memory import Consensus
 from stages.vocab.vocabulary import END, PAD, START, UNK
 
 NEVER = [PAD, START, UNK]  # what no caption says
@@ -32,16 +33,17 @@ class Decoding:
     max_words: int = 20  # words of a caption, at most
     block_trigrams: bool = False  # whether three words that a caption has said may not come again
     block_endings: bool = False  # whether no caption ends with a word of vocabulary.BAD_ENDINGS
-    consensus: float = 0.0  # weight of being like the other candidates, beside the score, when the best is chosen
+    neighbours: int = 0  # nearest training pictures, by what people said of which the best of the beam is chosen
+    consensus: float = 10.0  # weight of agreeing with them, beside the score
     top_p: float = 0.0  # above 0, words are drawn from the likeliest that hold this share of probability; no beam
     temperature: float = 1.0  # divides log-probabilities before words are drawn
     seed: int = 1  # of what is drawn
 
     def as_dict(self) -> dict[str, Any]:
         """What a score card and an artifact say: what is off is left out, so that older cards compare."""
-        off = {name for name in ("block_trigrams", "block_endings", "consensus", "top_p") if not getattr(self, name)}
-        if "top_p" in off:
-            off |= {"temperature", "seed"}
+        off = {name for name in ("block_trigrams", "block_endings", "neighbours", "top_p") if not getattr(self, name)}
+        off |= {"temperature", "seed"} if "top_p" in off else set()
+        off |= {"consensus"} if "neighbours" in off else set()
         return {name: value for name, value in asdict(self).items() if name not in off}
 
     def but(self, **changes: Any) -> Self:
@@ -64,17 +66,34 @@ def decode(
     *,
     bad_endings: Sequence[int],
     numbers: Sequence[int],
+    consensus: Consensus | None,
+    pooled: Tensor,
 ) -> list[list[Hypothesis]]:
     """For each picture its captions as `decoding` says, best first, at most `beam`.
 
     `bad_endings` are the ids that `block_endings` means. `numbers` tell pictures apart when captions are drawn: the
-    same number and seed draw the same, in whatever batch.
+    same number and seed draw the same, in whatever batch. `consensus` is what `neighbours` asks, about the pictures
+    with these features (P, C). Raises ValueError where it is asked for and the captioner remembers no pictures.
     """
     if decoding.top_p:
         found = nucleus(decoders, contexts, decoding, bad_endings, numbers)
     else:
         found = beam_search(decoders, contexts, decoding, bad_endings)
-    return [by_consensus(best, decoding) for best in found] if decoding.consensus else found
+    if not decoding.neighbours:
+        return found
+    if consensus is None:
+        raise ValueError(
+            f"decoding: neighbours = {decoding.neighbours}, and this captioner remembers no training pictures: set it "
+            "to 0, or train with train.neighbours above 0"
+        )
+    agreed = consensus.agreement(pooled, [[each.words for each in own] for own in found], decoding.neighbours)
+    return [by_value(own, each, decoding.consensus) for own, each in zip(found, agreed, strict=True)]
+
+
+def by_value(hypotheses: list[Hypothesis], agreement: NDArray[np.float64], weight: float) -> list[Hypothesis]:
+    """The hypotheses in the order of score + weight x agreement, equals as they were."""
+    values = np.array([each.score for each in hypotheses]) + weight * agreement
+    return [hypotheses[place] for place in np.argsort(-values, kind="stable")]
 
 
 @torch.inference_mode()
@@ -209,30 +228,6 @@ def forbid(log_probabilities: Tensor, written: Tensor, decoding: Decoding, bad_e
         ends = log_probabilities[:, :, END].clone()
         log_probabilities.fill_(-torch.inf)
         log_probabilities[:, :, END] = ends
-
-
-def by_consensus(candidates: list[Hypothesis], decoding: Decoding) -> list[Hypothesis]:
-    """The candidates in the order of score + `consensus` x expected likeness to all of them: minimum Bayes risk
-    (Kumar and Byrne 2004), where it is large.
-
-    Likeness of two captions is the mean cosine of their counts of 1- to 4-grams, <end> being a word: CIDEr without
-    document frequencies, which a captioner does not carry. Candidates of a beam weigh as their scores say, drawn ones
-    alike: how often each is drawn says how likely it is.
-    """
-    likeness = np.zeros((len(candidates), len(candidates)))
-    for n in range(1, 5):
-        texts = [(*candidate.words, END) for candidate in candidates]
-        counts = [Counter(zip(*(text[i:] for i in range(n)), strict=False)) for text in texts]
-        every = {gram: place for place, gram in enumerate(dict.fromkeys(gram for own in counts for gram in own))}
-        table = np.zeros((len(candidates), len(every)))
-        for row, own in zip(table, counts, strict=True):
-            row[[every[gram] for gram in own]] = [*own.values()]
-        table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
-        likeness += table @ table.T / 4
-    scores = np.array([candidate.score for candidate in candidates])
-    weights = np.exp((scores - scores.max()) * (not decoding.top_p))
-    values = scores + decoding.consensus * likeness @ (weights / weights.sum())
-    return [candidates[place] for place in np.argsort(-values, kind="stable")]
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from stages.train.batches import Source
 from stages.train.decoders import Decoder
 from stages.train.decoding import Decoding, Hypothesis, decode
+from stages.train.memory import Consensus
 
 
 @torch.inference_mode()
@@ -23,20 +24,31 @@ def describe(
     decoding: Decoding,
     *,
     bad_endings: Sequence[int],
+    consensus: Consensus | None = None,
     batch: int,
     device: torch.device,
 ) -> list[list[Hypothesis]]:
-    """For each row of the sources, one for each decoder, its captions, best first. Several decoders vote."""
+    """For each row of the sources, one for each decoder, its captions, best first. Several decoders vote.
+
+    `consensus` is of a captioner that sees what the first source says."""
     found: list[list[Hypothesis]] = []
     bar = tqdm(total=len(rows), desc=f"decode {sources[0].split}", unit="pictures", disable=None, leave=False)
     for first in range(0, len(rows), batch):
         some = rows[first : first + batch]
-        contexts = []
-        for decoder, source in zip(decoders, sources, strict=True):
-            pooled, grid = source.read(some)
-            pooled = pooled.to(device).float()
-            contexts.append(decoder.context(pooled, grid.to(device).float() if grid is not None else None))
-        found += decode(decoders, contexts, decoding, bad_endings=bad_endings, numbers=some)
+        seen = [source.read(some) for source in sources]
+        contexts = [
+            decoder.context(pooled.to(device).float(), grid.to(device).float() if grid is not None else None)
+            for decoder, (pooled, grid) in zip(decoders, seen, strict=True)
+        ]
+        found += decode(
+            decoders,
+            contexts,
+            decoding,
+            bad_endings=bad_endings,
+            numbers=some,
+            consensus=consensus,
+            pooled=seen[0][0],
+        )
         bar.update(len(some))
     bar.close()
     return found

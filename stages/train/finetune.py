@@ -113,16 +113,19 @@ class Tuned(Decoder):
         self.decoder, self.upper, self.dtype, self.share = decoder, upper, dtype, share
         self.shape, self.dropout = decoder.shape, decoder.dropout
 
-    def context(self, pooled: Tensor, grid: Tensor | None = None) -> Context:
-        """pooled: lower (P, c, h, w)."""
-        x = pooled.contiguous(memory_format=torch.channels_last)
+    def see(self, lower: Tensor) -> tuple[Tensor, Tensor]:
+        """lower (P, c, h, w) -> pooled (P, C) and grid (P, R, C), as the tuned encoder gives them."""
+        x = lower.contiguous(memory_format=torch.channels_last)
         with autocast(x.device, self.dtype):
             for layer in self.upper.values():
                 x = layer(x)
         regions = x.flatten(2).transpose(1, 2).float()
         mean = regions.mean(1)
-        if not self.training:
-            regions, mean = regions.half().float(), mean.half().float()
+        return (mean, regions) if self.training else (mean.half().float(), regions.half().float())
+
+    def context(self, pooled: Tensor, grid: Tensor | None = None) -> Context:
+        """pooled: lower (P, c, h, w)."""
+        mean, regions = self.see(pooled)
         return self.decoder.context(mean, regions if self.decoder.grid else None)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

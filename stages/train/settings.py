@@ -72,6 +72,7 @@ class Settings(Section):
     max_words: int = Field(ge=1, le=200)
     block_trigrams: bool
     block_endings: bool
+    neighbours: int = Field(ge=0, le=1000)
     consensus: float = Field(ge=0)
     val_pictures: int = Field(ge=1)
     checkpoint_minutes: float = Field(gt=0)
@@ -84,7 +85,7 @@ class Settings(Section):
 
     def decoding(self) -> dict[str, Any]:
         """How captions are decoded, by val after each epoch and by default afterwards."""
-        names = ("beam", "length_penalty", "max_words", "block_trigrams", "block_endings", "consensus")
+        names = ("beam", "length_penalty", "max_words", "block_trigrams", "block_endings", "neighbours", "consensus")
         return {name: getattr(self, name) for name in names}
 
     def plan(self) -> Plan:

@@ -1,0 +1,120 @@
+"""What a captioner remembers: the nearest pictures are those of plain linear algebra, agreement is pycocoevalcap's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocoevalcap.cider.cider_scorer import CiderScorer
+
+from stages.train.artifact import Artifact, ArtifactError
+from stages.train.decoders import Shape, build
+from stages.train.decoding import Decoding, Hypothesis, by_value, decode
+from stages.train.memory import Consensus, Memory
+from stages.vocab.vocabulary import END, SPECIALS, START, Vocabulary
+
+VOCABULARY = Vocabulary((*SPECIALS, *(f"word{i}" for i in range(12))))
+PICTURES, CHANNELS = 40, 10
+TRAINED = np.random.default_rng(1)
+CAPTIONS = [
+    [[START, *TRAINED.integers(4, 16, TRAINED.integers(3, 9)).tolist(), END] for _ in range(TRAINED.integers(2, 6))]
+    for _ in range(PICTURES)
+]
+POOLED = torch.from_numpy(TRAINED.gamma(1.0, size=(PICTURES, CHANNELS)) @ TRAINED.random((CHANNELS, CHANNELS))).float()
+
+
+@pytest.fixture(scope="module")
+def consensus() -> Consensus:
+    return Consensus(Memory.of(POOLED, CAPTIONS), VOCABULARY)
+
+
+def test_the_nearest_pictures_are_those_by_a_singular_value_decomposition(consensus: Consensus) -> None:
+    new = torch.from_numpy(np.random.default_rng(2).gamma(1.0, size=(6, CHANNELS))).float()
+    mean, deviation = POOLED.double().mean(0), POOLED.double().std(0)
+    own, others = ((each.double() - mean) / deviation for each in (new, POOLED))
+    _, singular, directions = torch.linalg.svd(others, full_matrices=False)
+    roots = (singular**2 / PICTURES) ** 0.25
+    own, others = (each @ directions.T / roots for each in (own, others))
+    cosine = torch.nn.functional.cosine_similarity(own[:, None], others[None], dim=-1)
+    assert consensus.memory.near(new, 5).tolist() == cosine.topk(5).indices.tolist()
+    assert consensus.memory.near(POOLED, 1)[:, 0].tolist() == [*range(PICTURES)], "each is nearest to itself"
+    assert consensus.memory.near(new, 1000).shape == (6, PICTURES)
+
+
+def test_agreement_is_the_mean_of_pycocoevalcaps_cider_d_over_the_neighbours(consensus: Consensus) -> None:
+    generator = np.random.default_rng(3)
+    new = POOLED[[3, 17]] + 0.1
+    captions = [[tuple(generator.integers(4, 16, length).tolist()) for length in (4, 7)] for _ in range(2)]
+    captions[1].append(tuple(CAPTIONS[17][0][1:-1]))
+    found = consensus.agreement(new, captions, neighbours=6)
+    near = consensus.memory.near(new, 6)
+    said = [[VOCABULARY.decode(caption) for caption in own] for own in CAPTIONS]
+    for picture, own in enumerate(captions):
+        for place, caption in enumerate(own):
+            scorer = CiderScorer()
+            for references in said:  # every training picture, so that document frequencies are those of all
+                scorer += (VOCABULARY.decode(caption), references)
+            scorer.compute_cider()
+            _, each = scorer.compute_score()
+            assert found[picture][place] == pytest.approx(each[near[picture]].mean(), abs=1e-6)
+    assert found[1].argmax() == 2, "what was said of the picture itself agrees most"
+
+
+def test_the_caption_that_agrees_most_is_taken_where_the_weight_is_large() -> None:
+    own = [Hypothesis((4,), -1.0), Hypothesis((5,), -1.5), Hypothesis((6,), -1.5)]
+    agreement = np.array([0.1, 0.3, 0.3])
+    assert [each.words for each in by_value(own, agreement, 0.0)] == [(4,), (5,), (6,)]
+    assert [each.words for each in by_value(own, agreement, 10.0)] == [(5,), (6,), (4,)], "equals stay in order"
+    assert [each.score for each in by_value(own, agreement, 10.0)] == [-1.5, -1.5, -1.0], "a score stays a probability"
+
+
+def test_a_beam_is_put_in_order_by_its_neighbours_in_any_batch(consensus: Consensus) -> None:
+    decoder = build(Shape("show_tell", len(VOCABULARY.words), CHANNELS, 8, 8)).eval()
+    decoder.standardise(POOLED)
+    rest = {"bad_endings": (), "consensus": consensus}
+
+    def said(rows: slice, decoding: Decoding) -> list[list[Hypothesis]]:
+        context = decoder.context(POOLED[rows])
+        return decode([decoder], [context], decoding, numbers=range(PICTURES)[rows], pooled=POOLED[rows], **rest)
+
+    plain, ordered = (said(slice(8), Decoding(5, max_words=7, neighbours=count)) for count in (0, 9))
+    assert [{each.words for each in own} for own in plain] == [{each.words for each in own} for own in ordered]
+    assert plain != ordered
+    agreed = consensus.agreement(POOLED[:8], [[each.words for each in own] for own in ordered], 9)
+    for own, values in zip(ordered, agreed, strict=True):
+        worth = [each.score + 10 * value for each, value in zip(own, values, strict=True)]
+        assert worth == sorted(worth, reverse=True)
+    for row, own in enumerate(ordered):
+        alone = said(slice(row, row + 1), Decoding(5, max_words=7, neighbours=9))[0]
+        assert [each.words for each in alone] == [each.words for each in own]
+
+
+def test_an_artifact_keeps_what_is_remembered_and_refuses_another_memory(tmp_path: Path) -> None:
+    decoder = build(Shape("show_tell", len(VOCABULARY.words), CHANNELS, 8, 8))
+    encoder = {"encoder": "made up", "weights": "none", "weights_sha256": "0", "precision": "float32"}
+    memory = Memory.of(POOLED, CAPTIONS)
+    made = Artifact(decoder, VOCABULARY, encoder, Decoding(neighbours=4), memory=memory)
+    for dtype in (torch.float32, torch.float16):
+        made.save(tmp_path / "captioner.safetensors", dtype)
+        read = Artifact.load(tmp_path / "captioner.safetensors")
+        assert read.memory is not None
+        for name, value in memory.as_dict().items():
+            assert torch.equal(value, read.memory.as_dict()[name]), name
+        assert read.decoding == made.decoding
+    data = bytearray((tmp_path / "captioner.safetensors").read_bytes())
+    place = data.index(memory.words.numpy().tobytes())
+    data[place] ^= 1
+    (tmp_path / "captioner.safetensors").write_bytes(data)
+    with pytest.raises(ArtifactError, match="not those that its metadata names"):
+        Artifact.load(tmp_path / "captioner.safetensors")
+
+
+def test_without_a_memory_neighbours_cannot_be_asked() -> None:
+    decoder = build(Shape("show_tell", len(VOCABULARY.words), CHANNELS, 8, 8)).eval()
+    context = decoder.context(POOLED[:1])
+    with pytest.raises(ValueError, match="neighbours = 3.*remembers no training pictures.*train.neighbours"):
+        decode(
+            [decoder], [context], Decoding(neighbours=3), bad_endings=(), numbers=[0], consensus=None, pooled=POOLED[:1]
+        )
