@@ -311,7 +311,7 @@ def test_what_is_drawn_follows_the_probabilities() -> None:
     made = decoder("show_tell")
     seen = context(made, 1)
     decoding = Decoding(beam=4000, top_p=0.7, max_words=2)
-    found = decode([made], [seen], decoding, bad_endings=(), numbers=[5])[0]
+    found = decode([made], [seen], decoding, bad_endings=(), numbers=[5], consensus=None, pooled=seen[0])[0]
     with torch.no_grad():
         likely = following(made, seen, ())
         likely[[0, START, END, UNK]] = -torch.inf

@@ -59,7 +59,9 @@ def test_metrics_are_coco_captions_of_the_captions_that_were_written(evaluated: 
         assert metrics[split]["cider"] == pytest.approx(cider, abs=1e-4)
         assert {"rouge_l", "meteor", "intervals", "rows", "diagnostics", "split", "decoding"} <= set(metrics[split])
         assert not any("<" in entry["caption"] for entry in written), "no special token"
-    assert metrics["test"]["decoding"] == {"beam": 3, "length_penalty": 0.7, "max_words": 20}
+    assert metrics["test"]["decoding"] == {
+        "beam": 3, "length_penalty": 0.7, "max_words": 20, "neighbours": 5, "consensus": 10.0,
+    }  # fmt: skip
     assert "10 images" in (evaluated / "reports/tiny/scorecard.md").read_text()
 
 
@@ -163,10 +165,8 @@ def test_how_captions_were_decoded_stands_beside_their_score(evaluated: Path) ->
         assert done.returncode == 0, done.stderr
         cards.append(done.stdout)
     (evaluated / "params.yaml").write_text(before)
-    assert (
-        "- decoding: beam 3, length_penalty 0.7, max_words 20, block_trigrams True, neighbours 7, consensus 0.5\n"
-        in cards[0]
-    )
+    asked = "- decoding: beam 3, length_penalty 0.7, max_words 20, block_trigrams True, neighbours 7, consensus 0.5\n"
+    assert asked in cards[0]
     said = "- decoding: beam 1, length_penalty 0.7, max_words 20, top_p 0.9, temperature 1.5, seed 7\n"
     assert said in cards[1]
     assert cards[1] == cards[2] != cards[0]

@@ -114,7 +114,7 @@ def test_an_artifact_keeps_what_is_remembered_and_refuses_another_memory(tmp_pat
 def test_without_a_memory_neighbours_cannot_be_asked() -> None:
     decoder = build(Shape("show_tell", len(VOCABULARY.words), CHANNELS, 8, 8)).eval()
     context = decoder.context(POOLED[:1])
-    with pytest.raises(ValueError, match="neighbours = 3.*remembers no training pictures.*train.neighbours"):
+    with pytest.raises(ValueError, match=r"neighbours = 3.*remembers no training pictures.*train.neighbours"):
         decode(
             [decoder], [context], Decoding(neighbours=3), bad_endings=(), numbers=[0], consensus=None, pooled=POOLED[:1]
         )

@@ -44,6 +44,7 @@ def encode(profile: str, settings: Settings, ranks: Ranks) -> None:
     preprocessing = Preprocessing(settings.size, settings.resize)
     archives = Pictures(data / "pictures")
     splits = {split: read_captions(data / f"captions_{split}.json") for split in SPLITS}
+    ids = {split: [picture.id for picture in pictures] for split, pictures in splits.items()}
     index = {
         "encoder": encoder.name,
         "weights": settings.weights,
@@ -53,7 +54,7 @@ def encode(profile: str, settings: Settings, ranks: Ranks) -> None:
         "channels": encoder.channels,
         "regions": (settings.size // 32) ** 2,
         "mirror": settings.mirror,
-        "splits": {split: [picture.id for picture in pictures] for split, pictures in splits.items()},
+        "splits": ids,
     }
     # What the arrays depend on: everything above, the pictures' bytes (by checksum) and the code.
     made_from = fingerprint(
@@ -86,7 +87,7 @@ def encode(profile: str, settings: Settings, ranks: Ranks) -> None:
     ranks.all(None)
     if ranks.rank > 0:
         return
-    unreadable = draft.all_unreadable(index["splits"])
+    unreadable = draft.all_unreadable(ids)
     for failure in unreadable:
         print("unreadable: {split} picture {id}, {file_name}: {reason}".format(**failure))
     if len(unreadable) > settings.allow_unreadable:

@@ -82,7 +82,7 @@ def extract(
 
     loader = DataLoader(
         Pixels(archives, pictures, preprocessing),
-        batch_sampler=[batches[number] for number in todo],
+        batch_sampler=[[*batches[number]] for number in todo],
         num_workers=min(workers, len(todo)),
         collate_fn=partial(collate, preprocessing.size),
         pin_memory=device.type == "cuda",

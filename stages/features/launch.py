@@ -90,12 +90,12 @@ def launch(stage: str, processes: int | Literal["auto"], device: str, work: Call
 
     `auto` is one per CUDA device, else one. In a process that torchrun started, `work` is done as its rank.
     """
-    if processes == "auto":
-        processes = max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
+    devices = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    count = max(1, devices) if processes == "auto" else processes
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         join(device, work)
-    elif processes > 1:
-        start(stage, processes)
+    elif count > 1:
+        start(stage, count)
     else:
         work(Ranks())
 

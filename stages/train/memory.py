@@ -1,8 +1,8 @@
 """What a captioner remembers of its training pictures, so that it can choose among its own captions.
 
-A decoder's likeliest caption is not the one that people agree with most. What they said of the training pictures nearest
-to a new one tells better: of the captions that the decoder finds likely, the one is taken that agrees with theirs
-(consensus re-ranking: Devlin et al., 1505.04467, section 4; Mao et al., 1412.6632, section 8). Nothing new is learned.
+A decoder's likeliest caption is not the one that people agree with most. What they said of the training pictures
+nearest to a new one tells better: of the captions that the decoder finds likely, the one is taken that agrees with
+theirs (consensus re-ranking: Devlin et al., 1505.04467; Mao et al., 1412.6632, section 8). Nothing new is learned.
 
 Shapes: M training pictures, C channels, D <= 256 directions in which pictures differ most, L words of all captions with
         an <end> behind each, P pictures of a batch, K neighbours, B captions to choose from, T words of the longest
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Self
 
 import numpy as np
@@ -85,10 +86,8 @@ class Consensus:
             [self.vocabulary.words[word] for word in words[start:end]]
             for start, end in zip([0, *ends[:-1] + 1], ends, strict=True)
         ]
-        last = np.cumsum(self.memory.captions.numpy())
-        return CiderD(
-            References([texts[end - count : end] for end, count in zip(last, np.diff(last, prepend=0), strict=True)])
-        )
+        waiting = iter(texts)
+        return CiderD(References([[*islice(waiting, count)] for count in self.memory.captions.tolist()]))
 
     def agreement(
         self, pooled: Tensor, captions: Sequence[Sequence[Sequence[int]]], neighbours: int
