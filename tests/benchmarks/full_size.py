@@ -12,6 +12,7 @@ names and as many members; PHOTOGRAPHS of these are as large as a photograph, th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -144,6 +145,7 @@ def measure(folder: Path) -> None:
         pictures.read(name)
     milliseconds = (time.perf_counter() - began) / len(photographs) * 1000
     print(f"{'a member of 160 KB':24}{milliseconds:8.3f} ms (at most 0.5 ms)")
+    limited(folder, block)
     features(folder / "data/coco")
     an_epoch(folder / "data/coco")
     tenth(folder / "data/coco", folder / "data/tenth")
@@ -159,6 +161,22 @@ def measure(folder: Path) -> None:
 def choose(folder: Path, profile: str, block: dict[str, Any]) -> None:
     """Writes params.yaml with one profile."""
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": profile, profile: block}, sort_keys=False))
+
+
+def limited(folder: Path, block: dict[str, Any]) -> None:
+    """Runs fetch for 1,000 pictures a split, by Range requests to a mirror of the archives; its profile is `few`."""
+    sums = [f"{hashlib.md5(path.read_bytes()).hexdigest()}  zips/{path.name}\n" for path in (folder / "zips").iterdir()]
+    (folder / "MD5SUMS").write_text("".join(sums))
+    command = [sys.executable, str(REPOSITORY / "tests/mirror.py"), "0", str(folder)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    own = {"limit": 1000, "images": None, "base_url": server.stdout.readline().split()[1]}
+    choose(folder, "few", block | {"fetch": block["fetch"] | own})
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "stages.fetch"], cwd=folder, check=True)
+    print(f"{'fetch, limit: 1000':24}{time.perf_counter() - began:8.1f} s")
+    server.terminate()
+    server.communicate()
 
 
 def features(data: Path) -> None:
