@@ -1,4 +1,4 @@
-"""How far results of other machines lie apart: features, train and evaluate by the code that other processors would run.
+"""How far results of other machines lie apart: features to scores by the code that other processors run.
 
     python tests/benchmarks/other_machines.py [PROFILE] [MACHINE ...]
 
