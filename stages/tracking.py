@@ -1,4 +1,4 @@
-"""The record of every trained model in MLflow: one run, opened by train (recorder.py), reopened by evaluate and register.
+"""The record of every trained model in MLflow: one run, opened by train, reopened by evaluate and register.
 
 Where: MLFLOW_TRACKING_URI, else mlflow.db in the repository's root with artifacts in mlartifacts/ beside it.
 A bare `mlflow ui` there shows everything; no server is needed, and one works as well.
