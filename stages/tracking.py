@@ -18,6 +18,8 @@ import os
 import sqlite3
 import sys
 import time
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -43,15 +45,19 @@ class StoreError(ValueError):
     """The MLflow store cannot be opened or written; the message says which, why and what to do."""
 
 
-def start(profile: str, params: Mapping[str, Any], device: str, run_id: str | None = None) -> Run:
+def start(
+    profile: str, params: Mapping[str, Any], device: str, run_id: str | None = None, began: float | None = None
+) -> Run:
     """Opens the run of a model that train is about to make, in the experiment named like the profile.
 
     params are the profile's settings, nested by stage; those up to train become the run's params. run_id is that of an
     earlier, unfinished training which goes on (train keeps it in its resume state); where the store does not know it, a
-    new run is opened, so look at `.id`. Runs whose process was killed are marked KILLED on this occasion.
+    new run is opened, so look at `.id`. Runs whose process was killed are marked KILLED on this occasion. began is when
+    the stage did, in seconds since 1970; now, where it is not given. Train starts its run by recorder.py.
 
     Raises StoreError, before any work is lost, when the store cannot be opened.
     """
+    began = began or time.time()
     with problems():
         client = store()
         experiment = _experiment(client, profile)
@@ -59,7 +65,7 @@ def start(profile: str, params: Mapping[str, Any], device: str, run_id: str | No
         record: dict[str, Any] = {
             "profile": profile,
             "name": _name(params),
-            "started": time.time(),
+            "started": began,
             "params": dict(flat({stage: params[stage] for stage in TRAINED if stage in params})),
             "tags": {**_provenance(), "profile": profile, "device": device},
             "inputs": [[each.path, each.md5, each.bytes] for each in provenance.inputs(profile)],
@@ -71,7 +77,7 @@ def start(profile: str, params: Mapping[str, Any], device: str, run_id: str | No
         else:
             stored = _create(client, experiment, record)
         alive = _alive(stored.info.run_id)
-        run = Run(client, stored, {"run_id": stored.info.run_id, **record}, "train", alive)
+        run = Run(client, stored, {"run_id": stored.info.run_id, **record}, "train", alive, began)
         run.recall()
         run.catch_up()
         return run
@@ -95,7 +101,7 @@ def reopen(run_file: str | Path, stage: str, settings: Mapping[str, Any] | None 
         if stored is None:
             stored = _create(client, experiment, record, rebuilt_from=record["run_id"])
             print(f"run {record['run_id']} is not in {uri()}: rebuilt from {run_file} as {stored.info.run_id}")
-        run = Run(client, stored, record, stage, alive=None)
+        run = Run(client, stored, record, stage, None, time.time())
         run.catch_up()
         if stored.info.status != "FINISHED":
             client.set_terminated(run.id, "FINISHED", _milliseconds(record.get("ended", time.time())))
@@ -112,7 +118,7 @@ class Run:
     """
 
     def __init__(
-        self, client: MlflowClient, stored: Stored, record: dict[str, Any], stage: str, alive: Any | None
+        self, client: MlflowClient, stored: Stored, record: dict[str, Any], stage: str, alive: Any | None, began: float
     ) -> None:
         self.id: str = stored.info.run_id
         self.name: str = stored.info.run_name
@@ -121,7 +127,7 @@ class Run:
         self._stored = stored
         self._record = record
         self._alive = alive  # an open, locked file: who can lock it knows that this process is gone
-        self._began = time.perf_counter()
+        self._began = began
         self._waiting: list[dict[str, Any]] = []  # rows that the store has not taken yet
         self._written = self._history()
         self._ended = False
@@ -186,7 +192,7 @@ class Run:
         if self._ended:
             return
         self._ended = True
-        self.tag({f"seconds.{self.stage}": f"{time.perf_counter() - self._began:.1f}"})
+        self.tag({f"seconds.{self.stage}": f"{time.time() - self._began:.1f}"})
         if self._alive is None:
             return
         self._record["ended"] = time.time()
@@ -261,12 +267,7 @@ class Run:
                 yield
         except StoreError as problem:
             if not self._complained:
-                print(
-                    f"\nTHE RECORD OF THIS RUN IS NOT COMPLETE. {problem}\n"
-                    f"Work goes on and its files are kept. The next stage that opens the run writes what is missing: "
-                    f"mend the store, then run `dvc repro`.\n",
-                    file=sys.stderr,
-                )
+                complain(str(problem))
             self._complained = True
             self._patience = time.monotonic() + 10 * (time.monotonic() - began)
 
@@ -274,10 +275,24 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.finish("FINISHED")
-        else:
-            self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+        self.finish(status_after(kind))
+
+
+def status_after(raised: type[BaseException] | None) -> Status:
+    """What a run is that ends with this exception, or with none."""
+    if raised is None:
+        return "FINISHED"
+    return "KILLED" if issubclass(raised, KeyboardInterrupt) else "FAILED"
+
+
+def complain(problem: str) -> None:
+    """Says that a run's record lacks something, why, and how it gets it."""
+    print(
+        f"\nTHE RECORD OF THIS RUN IS NOT COMPLETE. {problem}\n"
+        f"Work goes on and its files are kept. The next stage that opens the run writes what is missing: "
+        f"mend the store, then run `dvc repro`.\n",
+        file=sys.stderr,
+    )
 
 
 # --- the store --------------------------------------------------------------------------------------------------------
@@ -295,6 +310,28 @@ def store() -> MlflowClient:
     """The opened store; a SQLite database is created where there is none. Raises StoreError."""
     with problems():
         return _open(uri())
+
+
+def looks_whole() -> bool:
+    """Whether the store is there and takes writes, seen from outside, in milliseconds and without MLflow, which alone
+    can say what is wrong with one that does not."""
+    if (database := _database(uri())) is None:
+        if not uri().startswith("http"):
+            return False
+        try:
+            urllib.request.urlopen(f"{uri()}/health", timeout=5).close()  # noqa: S310 - begins with http
+        except urllib.error.HTTPError:
+            return True  # it answers, if only that somebody must log in
+        except OSError:
+            return False
+        return True
+    try:
+        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=rw", uri=True, timeout=1)) as connection:
+            connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error:
+        return False
+    return True
 
 
 @cache

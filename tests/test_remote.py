@@ -15,6 +15,7 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 from pipelines import REPOSITORY, commit, copy, dvc, environment, git, locked
+from stores import serving
 
 WORTH_PULLING = {
     "data/tiny/captions_test.json",
@@ -79,6 +80,20 @@ def test_a_fresh_clone_pulls_captions_and_trains_nothing(straight: Path, tmp_pat
         "Running stage 'features':",
     ]
     assert (clone / "dvc.lock").read_bytes() == before
+    assert git(clone, "status", "--porcelain") == ""
+
+
+def test_a_web_server_over_the_store_is_a_remote(straight: Path, tmp_path: Path) -> None:
+    """Read only, without a program of ours: what `python -m http.server` or any other one serves of dvcstore."""
+    root = copy(straight, tmp_path / "repository")
+    dvc(root, "push")
+    clone = clone_of(root, tmp_path / "clone")
+    assert not (clone / "dvcstore").exists(), "it was not committed"
+    command = (sys.executable, "-m", "http.server", "PORT", "--bind", "127.0.0.1")
+    with serving(tmp_path, *command, "--directory", str(root / "dvcstore"), ready="/") as address:
+        dvc(clone, "remote", "add", "--local", "-d", "web", address)
+        dvc(clone, "pull")
+    assert there(clone) == WORTH_PULLING
     assert git(clone, "status", "--porcelain") == ""
 
 

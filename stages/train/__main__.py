@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from stages import params, tracking
+from stages import params
 from stages.features.device import choose_device, choose_dtype, set_threads
 from stages.features.device import describe as describe_device
 from stages.features.launch import Ranks, launch
@@ -23,6 +23,7 @@ from stages.features.store import Features
 from stages.fetch.captions import read_captions
 from stages.fetch.pictures import Pictures
 from stages.files import fingerprint, whole, write_json
+from stages.recorder import Recorder
 from stages.rim import run
 from stages.scorers.score import Judge
 from stages.train.artifact import Artifact, load_encoder
@@ -47,6 +48,7 @@ def main() -> None:
 def train(profile: str, settings: Settings, ranks: Ranks) -> None:
     """All ranks learn together; rank 0 alone scores, writes and keeps the record."""
     data, models, reports = (Path(top) / profile for top in ("data", "models", "reports"))
+    record = None if ranks.rank else Recorder()  # first of all: it loads MLflow beside what follows
 
     threads = set_threads(settings.threads)
     device = choose_device(settings.device)
@@ -101,6 +103,7 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
             checkpoint=models / f"unfinished_{part}.pt",
             fingerprint=fingerprinted,
             ranks=ranks,
+            noted=lambda: {"run_id": record.id} if record else {},
         )
 
     def score(decoder: Decoder) -> tuple[Row, float]:
@@ -123,11 +126,9 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
 
     training = begin(decoder, words_of_people(), settings.plan(), "CrossEntropy")
     resumed = training.resume()
-    record = None
-    if ranks.rank == 0:
+    if record:
         doing = describe_device(device, ranks.size)
-        record = tracking.start(profile, params.recorded(), doing, training.notes.get("run_id"))
-        training.notes["run_id"] = record.id
+        record.start(profile, params.recorded(), doing, training.notes.get("run_id"))
     with record or nullcontext():
 
         def log(row: Row, speed: float, kept: bool) -> None:

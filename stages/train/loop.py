@@ -72,6 +72,7 @@ class Training:
         checkpoint: Path | None = None,
         fingerprint: str = "",
         ranks: Ranks | None = None,
+        noted: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.ranks = ranks or Ranks()
         self.decoder = decoder.to(device)
@@ -93,12 +94,13 @@ class Training:
         self.best: dict[str, Tensor] = {}
         self.progress = Progress()
         self.rows: list[Row] = []
-        self.notes: dict[str, Any] = {}  # of the caller, saved along (the id of the run in the record, for one)
+        self.noted = noted  # what the caller has saved along (the id of the run in the record, for one)
+        self.notes: dict[str, Any] = {}  # what was saved along in the checkpoint that this goes on from
         self.steps_per_epoch = len(objective.batches(generator(plan, 0)))
 
     def follow(self, earlier: Training) -> None:
         """Begins where `earlier` ended: with its best weights, which stay the best until an epoch here is better."""
-        self.best, self.rows, self.notes = dict(earlier.best), list(earlier.rows), earlier.notes
+        self.best, self.rows = dict(earlier.best), list(earlier.rows)
         self.progress.best_score = earlier.progress.best_score
         self.progress.captions = earlier.progress.captions
 
@@ -119,7 +121,7 @@ class Training:
             "best": self.best,
             "progress": vars(self.progress),
             "rows": self.rows,
-            "notes": self.notes,
+            "notes": self.noted(),
             "random": every_random,
         }
         buffer = io.BytesIO()  # written from here: of a full disk torch says only that a position was not expected
