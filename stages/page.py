@@ -10,13 +10,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 HERE = Path(__file__)
 
@@ -38,9 +35,11 @@ def data(name: str, value: Any) -> str:
     return f'<script type="application/json" id="{text(name)}">{written.replace("<", chr(92) + "u003c")}</script>'
 
 
-def page(title: str, lead: str, body: str, *, script: str, links: Iterable[tuple[str, str]] = ()) -> str:
-    """A whole page. `lead` and `body` are HTML; `title` and `links` (#place, name) are text; `script` runs after
-    them, begun by page.js.
+def page(
+    title: str, lead: str, body: str, *, script: str, links: Iterable[tuple[str, str]] = (), after: str = ""
+) -> str:
+    """A whole page. `lead` and `body` are HTML; `title` and `links` (#place, name) are text; `script`, begun by
+    page.js, runs after `body` and before `after`, which holds data that may come later.
 
     Its policy names the script by its hash, so that no other one runs, whatever stood in a caption.
     """
@@ -68,20 +67,10 @@ def page(title: str, lead: str, body: str, *, script: str, links: Iterable[tuple
 {body}
 </main>
 <script>{script}</script>
+{after}
 </body>
 </html>
 """
-
-
-def thumbnail(picture: Image.Image, side: int) -> bytes:
-    """A picture as JPEG, its longer side at most `side` pixels: about 6 KB at 200. The same bytes every time.
-
-    WebP would have 15 in 100 fewer bytes at five times the time to write."""
-    small = picture.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    written = io.BytesIO()
-    small.save(written, "JPEG", quality=55, optimize=True)
-    return written.getvalue()
 
 
 def base64_of(content: bytes) -> str:

@@ -11,14 +11,14 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from stages import page
 from stages.fetch.captions import SPLITS, Picture
-from stages.fetch.pictures import PictureError, Pictures, decode
+from stages.fetch.pictures import Pictures
+from stages.fetch.thumbnails import thumbnails
 from stages.fetch.usable import over
 from stages.page import text
 from stages.vocab.twins import Look, alike, groups, look, same_bytes
@@ -80,13 +80,12 @@ def find(pictures: Mapping[str, Sequence[Picture]], archives: Pictures, look_at:
     shown = [picture.file_name for own in sample(pictures).values() for picture in own]
     shown += [name for group in leaks_first(duplicates, split_of)[:GROUPS] for name in shown_of(group, split_of)]
     shown = list(dict.fromkeys(shown))
-    thumbnails = zip(shown, over(archives, shown, partial(shrink, side=SIDE), "drawing"), strict=True)
     return Found(
         duplicates,
         {split: len(chosen[split]) for split in SPLITS},
         {name: found for name, found in looks.items() if isinstance(found, str)},
         everywhere,
-        {name: small for name, small in thumbnails if small},
+        dict(zip(shown, thumbnails(archives, shown, SIDE), strict=True)),
     )
 
 
@@ -112,14 +111,6 @@ def _some(pictures: Sequence[Picture], count: int, purpose: str) -> list[Picture
     """`count` of the pictures, drawn by SEED, in their order."""
     drawn = random.Random(f"{SEED} {purpose}").sample(range(len(pictures)), min(count, len(pictures)))  # noqa: S311
     return [pictures[place] for place in sorted(drawn)]
-
-
-def shrink(pictures: Pictures, name: str, side: int) -> bytes:
-    """A picture's thumbnail; nothing where it cannot be decoded."""
-    try:
-        return page.thumbnail(decode(pictures.read(name), at_least=side), side)
-    except PictureError:
-        return b""
 
 
 def splits_of(pictures: Mapping[str, Sequence[Picture]]) -> dict[str, str]:
