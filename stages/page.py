@@ -78,6 +78,21 @@ def base64_of(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
 
 
+BLOCK = 100  # pictures in a block of data; page.js counts on it
+
+
+def pictures(thumbnails: Sequence[bytes]) -> str:
+    """JPEGs as data that a page's script shows by `picture(number, alt)`, for the end of a page: of a page of thousands
+    they are the most, and a browser then draws the first cards while it still reads the rest. A line each, BLOCK in a
+    <script> that nothing parses before one of its pictures is shown."""
+    return "\n".join(
+        f'<script type="text/plain" id="block-{start // BLOCK}">'
+        + "\n".join(base64.b64encode(each).decode("ascii") for each in thumbnails[start : start + BLOCK])
+        + "</script>"
+        for start in range(0, len(thumbnails), BLOCK)
+    )
+
+
 def tiles(numbers: Iterable[tuple[str, str, str]]) -> str:
     """A row of numbers worth knowing first: (name, value, what to add), all text."""
     cells = (

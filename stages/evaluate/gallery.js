@@ -2,33 +2,13 @@
 const settings = read("settings");
 const [NAME, CAPTIONS, PEOPLE, CIDER, BLEU, FAILED, TIMES, LOOK] = [0, 1, 2, 3, 4, 5, 6, 7];
 const rows = read("rows");
-const cards = place("cards"), more = place("more"), search = place("search"), where = place("where"), order = place("order");
-const STEP = 48;
-const WORD = /[\p{L}\p{N}][\p{L}\p{N}'’-]*/gu;
+const search = place("search"), where = place("where"), order = place("order");
 rows.forEach((row, number) => {
   row.number = number;
   row.model = row[CAPTIONS][0][0].toLowerCase();
   row.people = row[PEOPLE].join("\n").toLowerCase();
   row.words = row.model ? row.model.split(" ").length : 0;
 });
-
-// --- pictures: blocks of base64 at the end of the page, which may not have been read yet ---
-const blocks = new Map();
-function source(number) {
-  const which = Math.floor(number / settings.block), script = place(`block-${which}`);
-  if (!blocks.has(which)) {
-    if (!script || (document.readyState === "loading" && !script.nextElementSibling)) return null;
-    blocks.set(which, script.textContent.split("\n"));
-  }
-  const line = blocks.get(which)[number % settings.block];
-  return line ? `data:image/jpeg;base64,${line}` : "";
-}
-function fill(image, number) {
-  const found = source(number);
-  if (found === null) setTimeout(fill, 60, image, number);
-  else if (found) image.src = found;
-  else image.replaceWith(element("p", { className: "note" }, "this picture cannot be shown"));
-}
 
 // --- where the model looked: the picture, dark where it did not look ---
 function look(row, image) {
@@ -67,20 +47,20 @@ function look(row, image) {
   return [canvas, element("div", { className: "words" }, ...buttons)];
 }
 
-function card(row, wanted) {
+function card(row) {
   const [best, ...others] = row[CAPTIONS];
-  const image = element("img", { alt: best[0], decoding: "async" });
-  fill(image, row.number);
+  const hit = searched(search.value), none = () => false;
+  const image = picture(row.number, best[0]);
   const view = element("div", { className: "view" }, image);
   const number = (name, value, more) => element("span", {}, element("b", {}, value), ` ${name}`, more ?? "");
   const said = element("div", { className: "said" },
-    element("p", { className: "caption" }, ...marked(best[0], where.value === "people" ? [] : wanted)),
+    element("p", { className: "caption" }, ...marked(best[0], where.value === "people" ? none : hit)),
     element("p", { className: "figures" }, number("CIDEr-D", row[CIDER].toFixed(1)), number("BLEU-4", row[BLEU].toFixed(1)),
       number("sure", `${best[1].toFixed(0)} %`)));
   if (row[FAILED].length)
     said.append(element("p", { className: "chips" }, ...row[FAILED].map((name) =>
       element("span", { className: "chip" }, settings.failures[name] + (name === "stock" ? ` (${row[TIMES]} times)` : "")))));
-  said.append(element("ul", {}, ...row[PEOPLE].map((text) => element("li", {}, ...marked(text, where.value === "model" ? [] : wanted)))));
+  said.append(element("ul", {}, ...row[PEOPLE].map((text) => element("li", {}, ...marked(text, where.value === "model" ? none : hit)))));
   if (others.length)
     said.append(element("details", {}, element("summary", {}, `${others.length} more ${others.length > 1 ? "captions" : "caption"} of the model`),
       element("ol", { start: 2 }, ...others.map(([text, sure]) => element("li", {}, text, " ", element("small", {}, `${sure.toFixed(0)} %`))))));
@@ -102,19 +82,6 @@ function card(row, wanted) {
   return element("li", { className: "card" }, view, said);
 }
 
-// A caption with the searched words marked.
-function marked(caption, wanted) {
-  if (!wanted.length) return [caption];
-  const parts = [];
-  let last = 0;
-  for (const found of caption.matchAll(WORD))
-    if (wanted.some((word) => found[0].toLowerCase().startsWith(word))) {
-      parts.push(caption.slice(last, found.index), element("mark", {}, found[0]));
-      last = found.index + found[0].length;
-    }
-  return [...parts, caption.slice(last)];
-}
-
 // --- which, and in what order ---
 const by = {
   split: (one, other) => one.number - other.number,
@@ -124,23 +91,13 @@ const by = {
   surprising: (one, other) => one[CAPTIONS][0][1] - other[CAPTIONS][0][1],
 };
 const chips = [...document.querySelectorAll("[data-failure]")];
-let found = [], wanted = [], shown = 0;
-function grow() {
-  cards.append(...found.slice(shown, shown + STEP).map((row) => card(row, wanted)));
-  shown = Math.min(shown + STEP, found.length);
-  more.hidden = shown >= found.length;
-}
+const list = growing(rows, card, 48, true);
 function show() {
-  wanted = search.value.toLowerCase().match(WORD) ?? [];
-  const begin = wanted.map((word) => new RegExp(`(?<![\\p{L}\\p{N}])${word}`, "u"));
+  const begin = beginnings(search.value);
   const failures = chips.filter((chip) => chip.getAttribute("aria-pressed") === "true").map((chip) => chip.dataset.failure);
   const text = (row) => ({ model: row.model, people: row.people, both: `${row.model}\n${row.people}` })[where.value];
-  found = rows.filter((row) => failures.every((name) => row[FAILED].includes(name)) && begin.every((word) => word.test(text(row))));
-  found.sort((one, other) => by[order.value](one, other) || one.number - other.number);
-  place("count").textContent = `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} pictures`;
-  cards.replaceChildren();
-  shown = 0;
-  grow();
+  const found = rows.filter((row) => failures.every((name) => row[FAILED].includes(name)) && begin.every((word) => word.test(text(row))));
+  list(found.sort((one, other) => by[order.value](one, other) || one.number - other.number));
 }
 let waiting;
 search.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(show, 120); });
@@ -150,6 +107,4 @@ for (const chip of chips)
     chip.setAttribute("aria-pressed", chip.getAttribute("aria-pressed") !== "true");
     show();
   });
-more.addEventListener("click", grow);
-new IntersectionObserver((seen) => { if (seen[0].isIntersecting && shown < found.length) grow(); }, { rootMargin: "1200px" }).observe(more);
 show();

@@ -2,9 +2,6 @@
 scores; the score card as a chart; where the model looked.
 
 Shapes: T words of a caption, R regions
-
-Of a page for 5,000 pictures most is pictures. They stand at its end, BLOCK in a <script> of data that nothing parses
-before one of its pictures is shown, so that a browser draws the first cards while it still reads the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +24,6 @@ from stages.page import text
 from stages.scorers.score import METRICS, Scores
 
 SIDE = 200  # pixels of a thumbnail's longer side; 5,000 of them make 44 MB
-BLOCK = 100  # pictures in a block of data
 STOCK = 0.01  # share of the pictures that are given the same words, above which these are a stock caption
 FAILED = 0.1  # CIDEr-D of a picture, up to which a caption has next to nothing of what people say
 
@@ -116,7 +112,7 @@ def gallery(
         if counts[name]
     )
     regions = next((each.attention.shape[1] for each in shown if each.attention is not None), 0)
-    settings = {"failures": FAILURES, "side": math.isqrt(regions), "cropped": cropped, "block": BLOCK}
+    settings = {"failures": FAILURES, "side": math.isqrt(regions), "cropped": cropped}
     body = f"""<section id="card" aria-labelledby="card-title"><h2 id="card-title">Score card</h2>
 <p>Of all {total:,} test pictures. Bars are 95% intervals over pictures. People, one against the others, are no ceiling;
 a caption for every picture and word salad are what no model should be near.</p>
@@ -140,7 +136,7 @@ those that surprised itself. BLEU-4 of one caption is coarse: 0 where no four wo
 {page.data("rows", rows)}"""
     script = Path(__file__).with_name("gallery.js").read_text(encoding="utf-8")
     links = [("#card", "Score card"), ("#pictures", "Pictures")]
-    return page.page(f"Gallery of {profile}", lead, body, script=script, links=links, after=_blocks(thumbnails))
+    return page.page(f"Gallery of {profile}", lead, body, script=script, links=links, after=page.pictures(thumbnails))
 
 
 def _row(shown: Shown) -> list[Any]:
@@ -159,16 +155,6 @@ def _row(shown: Shown) -> list[Any]:
         shown.times,
         look,
     ]
-
-
-def _blocks(thumbnails: Sequence[bytes]) -> str:
-    """Pictures as base64, a line each, BLOCK together."""
-    return "\n".join(
-        f'<script type="text/plain" id="block-{start // BLOCK}">'
-        + "\n".join(map(page.base64_of, thumbnails[start : start + BLOCK]))
-        + "</script>"
-        for start in range(0, len(thumbnails), BLOCK)
-    )
 
 
 # --- the score card ---------------------------------------------------------------------------------------------------

@@ -162,7 +162,9 @@ def dataset(
     )
     summary = _summary(pictures, said, vocabulary, fetched, found)
     links = [(f"#{name}", title) for name, title, _ in parts]
-    return page.page(f"Data set {profile}", lead, summary + sections, script=script, links=links)
+    shown = [picture.file_name for own in sample(pictures).values() for picture in own]
+    small = page.pictures([found.thumbnails.get(name, b"") if found else b"" for name in shown])
+    return page.page(f"Data set {profile}", lead, summary + sections, script=script, links=links, after=small)
 
 
 def _summary(
@@ -204,7 +206,6 @@ def _sample(pictures: Mapping[str, Sequence[Picture]], vocabulary: Vocabulary, f
     for split, own in sample(pictures).items():
         for picture in own:
             words = {word for caption in picture.captions for word in tokenize(caption)}
-            small = found.thumbnails.get(picture.file_name, b"") if found else b""
             cards.append(
                 {
                     "name": picture.file_name,
@@ -212,7 +213,6 @@ def _sample(pictures: Mapping[str, Sequence[Picture]], vocabulary: Vocabulary, f
                     "size": [picture.width, picture.height],
                     "captions": picture.captions,
                     "unknown": sorted(words - vocabulary.ids.keys()),
-                    "jpeg": page.base64_of(small),
                 }
             )
     total = sum(map(len, pictures.values()))
