@@ -104,7 +104,7 @@ def opened(width: int = 1280, height: int = 900, scheme: Any = "light", offline:
 
 
 def barriers(page: Page) -> list[str]:
-    """What axe finds wrong for people who cannot see or use a mouse, by WCAG 2.1 A and AA; a sentence and place each."""
+    """What axe finds wrong for people who see badly or use no mouse, by WCAG 2.1 A and AA: a sentence each."""
     # The page's own policy forbids scripts of others, axe's too: Playwright runs it from outside of the page.
     found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]})
     return [f"{each['help']}: {each['nodes'][0]['html'][:200]}" for each in found.response["violations"]]

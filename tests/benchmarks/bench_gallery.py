@@ -61,7 +61,9 @@ def make(archive: Path, count: int) -> str:
     shown = gallery.show(pictures, captions, Judge(references).score(best, with_meteor=False), training.seen, looked)
     began = time.perf_counter()
     small = thumbnails(archives, names, gallery.SIDE)
-    print(f"{len(names):,} thumbnails of {np.mean([*map(len, small)]):,.0f} bytes in {time.perf_counter() - began:.1f} s")
+    print(
+        f"{len(names):,} thumbnails of {np.mean([*map(len, small)]):,.0f} bytes in {time.perf_counter() - began:.1f} s"
+    )
     began = time.perf_counter()
     page = gallery.gallery("benchmark", card, shown, small, "Made-up captions.", cropped=False)
     print(f"the page in {time.perf_counter() - began:.1f} s")
@@ -84,7 +86,9 @@ def measure(path: Path) -> None:
         page.wait_for_function(paint)
         print(f"{'first paint':32}{page.evaluate(paint) / 1000:8.2f} s")
         times = np.array(page.evaluate(FRAMES))
-        print(f"{'frames while scrolling':32}{np.median(times):8.1f} ms median, {np.quantile(times, 0.95):.1f} ms at 95 %")
+        print(
+            f"{'frames while scrolling':32}{np.median(times):8.1f} ms median, {np.quantile(times, 0.95):.1f} ms at 95 %"
+        )
         for what in (("order", "worst"), ("search", "w0001")):
             print(f"{' '.join(what):32}{page.evaluate(CHANGE, list(what)):8.1f} ms")
         browser.close()
