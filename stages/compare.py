@@ -92,12 +92,11 @@ def captions_of(name: str, split: str, pictures: Sequence[Picture], features: Pa
 
 def _by_captioner(path: Path, split: str, pictures: Sequence[Picture], features: Path, settings: Any) -> dict[int, str]:
     artifact = Artifact.load(path)
-    decoding = artifact.decoding.but(
-        beam=settings.beam, length_penalty=settings.length_penalty, max_words=settings.max_words
-    )
-    device = choose_device(settings.device)
+    decoding, device = artifact.decoding.but(**settings.decoding()), choose_device(settings.device)
+    archives = Pictures(features.with_name("pictures")) if artifact.tuned else None
     own = {split: pictures}
-    return caption([artifact], own, Features(features), decoding, batch=settings.batch, device=device)[split]
+    found = caption([artifact], own, Features(features), archives, decoding, batch=settings.batch, device=device)
+    return found[split]
 
 
 def comparison(

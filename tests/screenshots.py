@@ -1,6 +1,6 @@
 """The picture at the head of the README, from the gallery that the pipeline has made of drawn scenes, free to show.
 
-    dvc repro && python tests/screenshots.py        writes reports/gallery.png
+dvc repro && python tests/screenshots.py        writes reports/gallery.png
 """
 
 from __future__ import annotations

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages import page
-from stages.evaluate.scorecard import BAD_ENDINGS, DIAGNOSTICS, ROWS, TITLES, UNKNOWN, repeats
+from stages.evaluate.scorecard import DIAGNOSTICS, ROWS, TITLES, UNKNOWN, repeats
 from stages.fetch.captions import Picture
 from stages.page import text
 from stages.scorers.score import METRICS, Scores
+from stages.vocab.vocabulary import BAD_ENDINGS
 
 SIDE = 200  # pixels of a thumbnail's longer side; 5,000 of them make 44 MB
 STOCK = 0.01  # share of the pictures that are given the same words, above which these are a stock caption
