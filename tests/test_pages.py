@@ -145,7 +145,7 @@ def test_the_dataset_report(dataset: Path, width: int, height: int, scheme: str)
         assert "9.jpg" in shown.inner_text("#left-out")
         assert "x<b>y.jpg" in shown.inner_text("#left-out")
         shown.fill("#search", "dog hill 3")
-        assert shown.inner_text("#count") == "12 of 40 pictures", (
+        assert shown.inner_text("#count") == "11 of 40 pictures", (
             "hill 3 and hills 30 to 39, and not 7: its dog is on no hill"
         )
         assert shown.locator("#cards mark").first.text_content() == "dog"
@@ -230,13 +230,13 @@ def test_the_gallery_orders_and_filters(shown: Page, made: tuple[Any, Any, Mappi
     shown.select_option("#order", "surprising")
     assert first(shown, ".mono") == "119.jpg", "its probability per word is lowest"
     shown.select_option("#order", "split")
-    shown.click("text=with <unk>")
+    shown.click("[data-failure=unknown]")
     shown.wait_for_function("document.getElementById('count').textContent === '20 of 120 pictures'")
     assert first(shown, ".caption") == "a cat <unk> sleeps"
-    shown.click("text=with <unk>")
+    shown.click("[data-failure=unknown]")
     shown.fill("#search", "horse")
     shown.wait_for_function("document.getElementById('count').textContent === '20 of 120 pictures'")
-    assert first(shown, ".chip") == "stock caption (20 times)"
+    assert "stock caption (20 times)" in first(shown, ".chips")
     assert "repeats itself" in first(shown, ".chips")
     shown.select_option("#where", "people")
     shown.wait_for_function("document.getElementById('count').textContent === '0 of 120 pictures'")
