@@ -106,7 +106,7 @@ def opened(
             yield page
         finally:
             browser.close()
-    assert wrong == []
+    assert wrong == [], wrong
 
 
 def barriers(page: Page) -> list[str]:
