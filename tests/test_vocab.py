@@ -15,7 +15,8 @@ from nltk.tokenize import NLTKWordTokenizer
 
 from stages.fetch.captions import SPLITS, Picture, read_captions, write_captions
 from stages.vocab import vocabulary as module
-from stages.vocab.vocabulary import SPECIALS, UNK, Vocabulary, count_words, tokenize
+from stages.vocab.report import Said
+from stages.vocab.vocabulary import SPECIALS, UNK, Vocabulary, tokenize
 
 TRAIN = ["A dog runs.", "A dog sleeps.", "The cat, a small one, sleeps."]
 VAL = ["A zebra runs."]
@@ -61,7 +62,7 @@ def test_the_example_in_the_docstring_is_true() -> None:
 
 
 def test_most_frequent_words_first_then_the_alphabet() -> None:
-    assert Vocabulary.of(count_words(TRAIN), 1).words == (
+    assert Vocabulary.of(Said.of(TRAIN).words, 1).words == (
         *SPECIALS,
         "a",
         "dog",
@@ -72,12 +73,12 @@ def test_most_frequent_words_first_then_the_alphabet() -> None:
         "small",
         "the",
     )
-    assert Vocabulary.of(count_words(TRAIN), 2).words == (*SPECIALS, "a", "dog", "sleeps")
+    assert Vocabulary.of(Said.of(TRAIN).words, 2).words == (*SPECIALS, "a", "dog", "sleeps")
 
 
 def test_no_word_is_frequent_enough() -> None:
     with pytest.raises(ValueError, match=r"vocab.min_count = 9: no word of the captions occurs so often; set it lower"):
-        Vocabulary.of(count_words(TRAIN), 9)
+        Vocabulary.of(Said.of(TRAIN).words, 9)
 
 
 @given(st.lists(st.sampled_from(["a", "dog", "runs", "zebra", "on"]), max_size=12))
@@ -143,7 +144,7 @@ def test_the_report_is_right_by_hand(tmp_path: Path) -> None:
 
 
 def test_counts_are_those_of_a_plain_count(tmp_path: Path) -> None:
-    assert count_words(TRAIN) == Counter(word for caption in TRAIN for word in by_nltk(caption))
+    assert Said.of(TRAIN).words == Counter(word for caption in TRAIN for word in by_nltk(caption))
 
 
 @pytest.mark.parametrize(

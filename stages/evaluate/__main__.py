@@ -2,7 +2,8 @@
 
 Reads:  models/P/captioner.safetensors, models/P/run.json, data/P/features, data/P/pictures, reports/P/training.csv,
         data/P/captions_train.json, data/P/captions_val.json, data/P/captions_test.json
-Writes: reports/P/captions_val.json, reports/P/captions_test.json, reports/P/metrics.json, reports/P/scorecard.md
+Writes: reports/P/captions_val.json, reports/P/captions_test.json, reports/P/metrics.json, reports/P/scorecard.md,
+        reports/P/gallery.html
 Why:    a score counts only over every picture of its split, with its noise, its floors and how it was decoded.
 
 `python -m stages.evaluate --captions results.json [--split val]` prints the same card for any captions of the profile's
@@ -13,33 +14,36 @@ These write nothing.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from stages import params, tracking
-from stages.evaluate import figures, scorecard
-from stages.evaluate.measure import caption, judge, rows_of_all, seen
+from stages.evaluate import figures, gallery, scorecard
+from stages.evaluate.measure import attention, hypotheses, judge, per_word, rows_of_all, seen, texts
 from stages.evaluate.results import read_results, write_results
 from stages.evaluate.settings import Settings
 from stages.features.device import choose_device
 from stages.features.store import Features
 from stages.fetch.captions import Picture, read_captions
 from stages.fetch.pictures import Pictures, decode
+from stages.fetch.thumbnails import thumbnails
 from stages.files import whole, write_json
 from stages.rim import run
+from stages.scorers.score import Judge
 from stages.train.artifact import Artifact
-from stages.train.batches import Source
-from stages.train.decoders import Decoder, pack_words
-from stages.vocab.vocabulary import Vocabulary
+from stages.train.decoding import Decoding, Hypothesis
 
 SPLITS = ("val", "test")
 SHOWN = 12  # test pictures that go into the record with their captions
+ATTENDED = 4  # of these, with where the model looked
+FIRST = 200  # test pictures in the gallery that goes into the record
 
 
 def main() -> None:
@@ -65,33 +69,45 @@ def main() -> None:
     for unfinished in () if options.model else models.glob("unfinished_*.pt"):
         unfinished.unlink()  # train's checkpoints: now that DVC has its outputs, it is never resumed
     device = choose_device(settings.device)
-    archives = Pictures(data / "pictures") if any(artifact.tuned for artifact in artifacts) else None
-    found = caption(artifacts, asked, features, archives, decoding, batch=settings.batch, device=device)
+    # Only pictures of a captioner whose encoder was tuned, or that are to be shown, are needed.
+    archives = Pictures(data / "pictures") if record or any(artifact.tuned for artifact in artifacts) else None
+    best = hypotheses(artifacts, asked, features, archives, decoding, batch=settings.batch, device=device)
+    found = {split: texts(artifacts[0], own) for split, own in best.items()}
     cards = judge(found, pictures, features, decoding.as_dict(), settings.resamples)
-    if record is None:
+    if record is None or archives is None:
         print(scorecard.markdown(cards))
         return
-    artifact, decoder = artifacts[0], artifacts[0].decoder.cpu()
     for split in SPLITS:
         write_results(reports / f"captions_{split}.json", found[split])
     write_json(reports / "metrics.json", cards)
-    with whole(reports / "scorecard.md") as partial:
-        partial.write_text(scorecard.markdown(cards), encoding="utf-8")
+    with whole(reports / "scorecard.md") as draft:
+        draft.write_text(scorecard.markdown(cards), encoding="utf-8")
+    looked = {}
+    if artifacts[0].decoder.grid:
+        rows = rows_of_all(pictures["test"], features, "test")
+        source = seen(artifacts[0], pictures["test"], features, "test", archives, device)
+        said = [best["test"][picture.id][0].words for picture in pictures["test"]]
+        weights = attention(artifacts[0].decoder, source, rows, said, batch=settings.batch)
+        looked = dict(zip(best["test"], weights, strict=True))
+    pages = galleries(profile, pictures, cards["test"], artifacts[0], decoding, best["test"], looked, archives)
+    with whole(reports / "gallery.html") as draft:
+        draft.write_text(next(pages), encoding="utf-8")
     with record:
         record.score(cards)
         for name in ("metrics.json", "scorecard.md", "captions_val.json", "captions_test.json"):
             record.artifact(reports / name)
         record.figure(figures.curves(pd.read_csv(reports / "training.csv")), "curves.png")
         shown = spread(pictures["test"], SHOWN)
-        images = read_pictures(data / "pictures", shown)
-        said = [found["test"][picture.id] for picture in shown]
-        record.figure(figures.sheet(images, said, [picture.captions[0] for picture in shown]), "captions.png")
-        if decoder.grid:
-            rows = rows_of_all(shown[:4], features, "test")
-            source = seen(artifact, shown[:4], features, "test", archives, torch.device("cpu"))
-            for picture, image, row, text in zip(shown, images, rows, said, strict=False):
-                words, weights = look(decoder, source, row, artifact.vocabulary, text)
-                record.figure(figures.attention(image, words, weights), f"attention/{picture.id}.png")
+        images = read_pictures(archives, shown)
+        spoken = [found["test"][picture.id] for picture in shown]
+        record.figure(figures.sheet(images, spoken, [picture.captions[0] for picture in shown]), "captions.png")
+        for picture, image, words in list(zip(shown, images, spoken, strict=True))[:ATTENDED]:
+            if picture.id in looked:
+                figure = figures.attention(image, words.split(), looked[picture.id])
+                record.figure(figure, f"attention/{picture.id}.png")
+        with tempfile.TemporaryDirectory() as folder:  # MLflow names an artifact like its file
+            (Path(folder) / "gallery.html").write_text(next(pages), encoding="utf-8")
+            record.artifact(Path(folder) / "gallery.html")
     test = cards["test"]
     ends = test["intervals"].get("cider")  # none where settings ask for no resamples
     span = f" ({ends['low']:.3f} to {ends['high']:.3f})" if ends else ""
@@ -106,25 +122,39 @@ def spread(pictures: Sequence[Picture], count: int) -> list[Picture]:
     return [pictures[i * len(pictures) // count] for i in range(min(count, len(pictures)))]
 
 
-def read_pictures(archives: Path, pictures: Sequence[Picture]) -> list[Image.Image]:
+def galleries(
+    profile: str,
+    pictures: Mapping[str, Sequence[Picture]],
+    card: Mapping[str, Any],
+    artifact: Artifact,
+    decoding: Decoding,
+    best: Mapping[int, Sequence[Hypothesis]],
+    looked: Mapping[int, NDArray[np.float32]],
+    archives: Pictures,
+) -> Iterator[str]:
+    """The gallery of all test pictures, then that of the first ones, as pages."""
+    words = artifact.vocabulary.decode
+    captions = {i: [(words(each.words), per_word(each, decoding)) for each in own] for i, own in best.items()}
+    judged = Judge({picture.id: picture.captions for picture in pictures["test"]})
+    scores = judged.score({i: own[0][0] for i, own in captions.items()}, with_meteor=False)
+    seen = scorecard.Training([picture.captions for picture in pictures["train"]]).seen
+    shown = gallery.show(pictures["test"], captions, scores, seen, looked)
+    names = [picture.file_name for picture in pictures["test"]]
+    small = thumbnails(archives, names, gallery.SIDE)
+    model = (
+        f"The model: {artifact.decoder.name} on {artifact.encoder['encoder']}, weights {artifact.weights_sha256[:12]}."
+    )
+    cropped = artifact.encoder["preprocessing"]["resize"] == "crop"
+    for count in (len(shown), FIRST):
+        yield gallery.gallery(profile, card, shown[:count], small[:count], model, cropped)
+
+
+def read_pictures(archives: Pictures, pictures: Sequence[Picture]) -> list[Image.Image]:
     """The pictures themselves, small enough to be looked at together."""
-    opened = Pictures(archives)
-    images = [decode(opened.read(picture.file_name), at_least=400) for picture in pictures]
+    images = [decode(archives.read(picture.file_name), at_least=400) for picture in pictures]
     for image in images:
         image.thumbnail((400, 400))
     return images
-
-
-@torch.inference_mode()
-def look(
-    decoder: Decoder, source: Source, row: int, vocabulary: Vocabulary, caption: str
-) -> tuple[list[str], NDArray[np.float32]]:
-    """The words of a caption and <end>, and where the decoder looked for each: (T, R)."""
-    pooled, grid = source.read([row])
-    words = pack_words([vocabulary.encode(caption)], [0])
-    weights = decoder.attention(decoder.context(pooled.float(), grid.float() if grid is not None else None), words)
-    assert weights is not None
-    return [vocabulary.words[word] for word in words.predict.tolist()], weights.numpy()
 
 
 def arguments() -> argparse.Namespace:

@@ -1,11 +1,16 @@
-"""Captions of every picture of a split by one captioner or several that vote, and their score cards: all or nothing."""
+"""Captions of every picture of a split by one captioner or several that vote, and their score cards: all or nothing.
+
+Shapes: T words of a caption, R regions
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.evaluate import scorecard
@@ -14,9 +19,11 @@ from stages.fetch.captions import Picture
 from stages.fetch.pictures import Pictures
 from stages.train.artifact import Artifact, load_encoder
 from stages.train.batches import Source
-from stages.train.decoding import Decoding
+from stages.train.decoders import Decoder, pack_words
+from stages.train.decoding import Decoding, Hypothesis
 from stages.train.describe import describe
 from stages.train.finetune import keep
+from stages.vocab.vocabulary import END, START
 
 
 def caption(
@@ -29,7 +36,27 @@ def caption(
     batch: int,
     device: torch.device,
 ) -> dict[str, dict[int, str]]:
-    """The best caption of every picture, by split and id. ValueError where captioners and features do not fit.
+    """The best caption of every picture, by split and id. ValueError where captioners and features do not fit."""
+    found = hypotheses(artifacts, pictures, features, archives, decoding, batch=batch, device=device)
+    return {split: texts(artifacts[0], best) for split, best in found.items()}
+
+
+def texts(artifact: Artifact, found: Mapping[int, Sequence[Hypothesis]]) -> dict[int, str]:
+    """The best of each picture's hypotheses, in words."""
+    return {picture: artifact.vocabulary.decode(best[0].words) for picture, best in found.items()}
+
+
+def hypotheses(
+    artifacts: Sequence[Artifact],
+    pictures: Mapping[str, Sequence[Picture]],
+    features: Features,
+    archives: Pictures | None,
+    decoding: Decoding,
+    *,
+    batch: int,
+    device: torch.device,
+) -> dict[str, dict[int, list[Hypothesis]]]:
+    """Captions of every picture, best first, by split and id. ValueError where captioners and features do not fit.
 
     Features are those on disk; where a captioner's encoder was tuned, what that says of the pictures in `archives`.
     """
@@ -53,10 +80,35 @@ def caption(
             batch=batch,
             device=device,
         )
-        found[split] = {
-            picture.id: first.vocabulary.decode(hypotheses[0].words)
-            for picture, hypotheses in zip(own, best, strict=True)
-        }
+        found[split] = dict(zip((picture.id for picture in own), best, strict=True))
+    return found
+
+
+def per_word(found: Hypothesis, decoding: Decoding) -> float:
+    """The natural logarithm of a caption's probability, per word; <end> counts as one."""
+    length = len(found.words) + 1
+    return found.score * length**decoding.length_penalty / length
+
+
+@torch.inference_mode()
+def attention(
+    decoder: Decoder, source: Source, rows: Sequence[int], captions: Sequence[Sequence[int]], *, batch: int
+) -> list[NDArray[np.float32]]:
+    """Where the decoder looked for each word of a caption (ids, without <start> and <end>) of each row: (T, R) each."""
+    device = decoder.mean.device
+    found: list[NDArray[np.float32]] = []
+    for first in range(0, len(rows), batch):
+        pooled, grid = source.read(rows[first : first + batch])
+        assert grid is not None
+        own = [[START, *words, END] for words in captions[first : first + batch]]
+        words = pack_words(own, range(len(own)))
+        context = decoder.context(pooled.to(device).float(), grid.to(device).float())
+        weights = decoder.attention(context, words.to(device))
+        assert weights is not None
+        order = words.order[words.captions()]  # the caption of each row of weights, time after time
+        sorted_by_caption = weights.cpu()[order.argsort(stable=True)].numpy()
+        ends = np.cumsum([len(each) - 1 for each in own])[:-1]
+        found += [each[:-1] for each in np.split(sorted_by_caption, ends)]  # without <end>
     return found
 
 

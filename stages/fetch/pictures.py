@@ -117,6 +117,10 @@ class Pictures:
         for file in getattr(self, "_files", None) or ():
             os.close(file)
 
+    def size(self, file_name: str) -> int:
+        """Bytes of a picture, from the index."""
+        return self._members[file_name].size
+
     def checksum(self, file_name: str) -> int:
         """CRC-32 of a picture, from the archive's index (unpacked, from its bytes): tells what is shown there apart."""
         member = self._members[file_name]

@@ -1,37 +1,43 @@
-"""Which pictures can be used: every one is decoded once, whole, before anything is built on it."""
+"""Every picture of a list looked at in several processes; first of all whether it can be used: decoded once, whole,
+before anything is built on it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import repeat
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from stages.fetch.pictures import PictureError, Pictures, decode
 
 FEW = 200  # pictures; that many are decoded sooner than a process starts
+T = TypeVar("T")
 
 
 def decodable(
     pictures: Pictures, names: Sequence[str], allow_missing: int
 ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """Decodes every named picture, in two processes.
+    """Decodes every named picture.
 
     Returns the upright (width, height) of those that can be used and, for at most `allow_missing` others, why not.
     Raises PictureError where there are more.
     """
-    bar = partial(tqdm, total=len(names), desc="checking", unit=" pictures", disable=None)
-    if len(names) <= FEW:
-        found = list(bar(map(_size, repeat(pictures), names)))
-    else:
-        with ProcessPoolExecutor(2, initializer=_start, initargs=(pictures,)) as pool:
-            found = list(bar(pool.map(_size_here, names, chunksize=64)))
-    results = list(zip(names, found, strict=True))
+    results = list(zip(names, over(pictures, names, _size, "checking"), strict=True))
     unusable = {name: why for name, why in results if isinstance(why, str)}
     refuse(unusable, allow_missing)
     return {name: size for name, size in results if not isinstance(size, str)}, unusable
+
+
+def over(pictures: Pictures, names: Sequence[str], work: Callable[[Pictures, str], T], title: str) -> list[T]:
+    """`work(pictures, name)` of every name, in their order, in two processes. `work` is a function of a module, or a
+    `partial` of one, so that it can be sent to a process."""
+    bar = partial(tqdm, total=len(names), desc=title, unit=" pictures", disable=None)
+    if len(names) <= FEW:
+        return list(bar(map(partial(work, pictures), names)))
+    with ProcessPoolExecutor(2, initializer=_start, initargs=(pictures, work)) as pool:
+        return list(bar(pool.map(_work_here, names, chunksize=64)))
 
 
 def refuse(unusable: dict[str, str], allow_missing: int) -> None:
@@ -57,12 +63,13 @@ def _size(pictures: Pictures, name: str) -> tuple[int, int] | str:
 
 
 _pictures: Pictures  # of a worker process, which gets the index once and not with every name
+_work: Callable[[Pictures, str], Any]
 
 
-def _start(pictures: Pictures) -> None:
-    global _pictures
-    _pictures = pictures
+def _start(pictures: Pictures, work: Callable[[Pictures, str], Any]) -> None:
+    global _pictures, _work
+    _pictures, _work = pictures, work
 
 
-def _size_here(name: str) -> tuple[int, int] | str:
-    return _size(_pictures, name)
+def _work_here(name: str) -> Any:
+    return _work(_pictures, name)

@@ -57,11 +57,6 @@ def _tokenizer() -> NLTKWordTokenizer:
     return NLTKWordTokenizer()
 
 
-def count_words(captions: Iterable[str]) -> Counter[str]:
-    """How often each word occurs in all captions together."""
-    return Counter(word for caption in captions for word in tokenize(caption))
-
-
 @dataclass(frozen=True)
 class Vocabulary:
     """The words in order; a word's id is its place. The first four are SPECIALS."""
