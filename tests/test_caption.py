@@ -8,41 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
+from captioners import coarse_pictures, save_captioner
 from PIL import Image
 
 from stages.caption import PRETRAINED, find_model
 from stages.evaluate.captioner import Captioner
-from stages.features.encoders import EfficientNetLite0
-from stages.train.artifact import Artifact, ArtifactError
-from stages.train.decoders import Shape, build
-from stages.train.decoding import Decoding
-from stages.vocab.vocabulary import SPECIALS, Vocabulary
+from stages.train.artifact import ArtifactError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CAPTION = Path(sys.executable).with_name("caption")
-
-
-def save_captioner(path: Path, seed: int = 0, encoder_hash: str | None = None) -> Path:
-    """An artifact with drawn weights, whose captions differ from picture to picture."""
-    torch.manual_seed(seed)
-    vocabulary = Vocabulary((*SPECIALS, *(f"word{n}" for n in range(40))))
-    decoder = build(Shape("show_tell", len(vocabulary.words), 1280, 16, 16)).eval()
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.mul_(4)
-    encoder = {
-        "encoder": "efficientnet_lite0",
-        "weights": "package",
-        "weights_sha256": encoder_hash or EfficientNetLite0("package").weights_sha256,
-        "precision": "float32",
-        "preprocessing": {"size": 64, "resize": "squash"},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Artifact(decoder, vocabulary, encoder, Decoding(beam=3, max_words=6)).save(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +25,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and pictures: two good ones, a third below, a text and a cut picture."""
     root = tmp_path_factory.mktemp("place")
     save_captioner(root / "models/mine/captioner.safetensors")
-    generator = np.random.default_rng(0)
     (root / "pictures/below").mkdir(parents=True)
-    for number, name in enumerate(("a.png", "b.jpg", "below/c.PNG")):
-        coarse = Image.fromarray(generator.integers(0, 256, (3, 3, 3), dtype=np.uint8))
-        coarse.resize((80 + number, 70)).save(root / "pictures" / name)
+    for picture, name in zip(coarse_pictures(3), ("a.png", "b.jpg", "below/c.PNG"), strict=True):
+        picture.save(root / "pictures" / name)
     (root / "pictures/notes.txt").write_text("no picture")
     (root / "bad").mkdir()
     (root / "bad/cut.png").write_bytes((root / "pictures/a.png").read_bytes()[:60])

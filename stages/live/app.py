@@ -378,6 +378,8 @@ async def read_form(request: Request, body: bytes) -> bytes:
     async def pieces() -> AsyncIterator[bytes]:
         yield body
 
+    if not body.rstrip().endswith(b"--"):  # the parser would take what came so far
+        raise HTTPException(400, "the form is cut: its last boundary is missing")
     parser = MultiPartParser(request.headers, pieces(), max_files=1, max_fields=0)  # type: ignore[arg-type]
     parser.spool_max_size = MAX_BYTES + WORDS  # in memory: it is there already
     try:

@@ -61,7 +61,7 @@ class Guard:
         if not self.ours(host):
             refusal = JSONResponse({"error": f"{host[:200]!r} is not a name of this server (see --name)"}, 421)
             await refusal(scope, receive, answer)
-        elif origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        elif origin is not None and origin.partition("://")[2].lower() != host.lower():
             refusal = JSONResponse({"error": f"pages of {origin[:200]!r} may not ask this server"}, 403)
             await refusal(scope, receive, answer)
         else:

@@ -46,4 +46,5 @@ def listen(host: str, port: int) -> socket.socket:
     except OverflowError:
         raise ValueError(f"--port {port} must be between 0 and 65535") from None
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}: choose another --port or --host", f"{host}:{port}") from error
+        reason = error.strerror.partition(" (")[0]  # without the address a second time
+        raise OSError(error.errno, f"{reason}: choose another --port or --host", f"{host}:{port}") from error
