@@ -39,12 +39,12 @@ def serve(shelf: Shelf, host: str, port: int, names: Sequence[str]) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError that says what to do where the address is taken or not of this machine."""
+    """A listening socket. Raises ValueError for a port that cannot be, OSError that says what to do where the address is taken or not of this machine."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port {port} must be between 0 and 65535")
     try:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(where[:2], family=family)
-    except OverflowError:
-        raise ValueError(f"--port {port} must be between 0 and 65535") from None
     except OSError as error:
         reason = error.strerror.partition(" (")[0]  # without the address a second time
         raise OSError(error.errno, f"{reason}: choose another --port or --host", f"{host}:{port}") from error
