@@ -1,6 +1,8 @@
-"""A real browser for tests: Chromium without a window, steered over its DevTools protocol.
+"""A real browser for tests: Chromium without a window.
 
-What a page shows is waited for with real time; Chromium's own `--dump-dom` stops before charts are drawn.
+`chromium` steers it over its DevTools protocol, for pages of others, whose charts are waited for with real time.
+`opened` is a page in it by Playwright, for pages of ours: clicked, typed into, looked at by axe (`barriers`), and kept
+as a picture (`keep`) in $CI_OUTPUT/screenshots, or reports/screenshots where that is not set.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -18,6 +21,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -69,12 +74,52 @@ class Browser:
         return found
 
 
-@contextmanager
-def chromium(folder: Path) -> Iterator[Browser]:
-    """A browser with a profile of its own in `folder`; the test is skipped where there is none."""
+def executable() -> str:
+    """The browser's path; the test is skipped where there is none."""
     command = next((path for name in NAMES if (path := shutil.which(name))), None)
     if command is None:
         pytest.skip("needs a browser: apt-get install chromium")
+    return command
+
+
+@contextmanager
+def opened(width: int = 1280, height: int = 900, scheme: Any = "light", offline: bool = True) -> Iterator[Page]:
+    """An empty page, so large in pixels, `light` or `dark`; without a network unless `offline` is False. Fails at the
+    end where a script of the page failed or the page wanted something from elsewhere."""
+    path, wrong = executable(), []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            context = browser.new_context(
+                viewport={"width": width, "height": height}, color_scheme=scheme, offline=offline
+            )
+            page = context.new_page()
+            page.set_default_timeout(60_000)
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+            yield page
+        finally:
+            browser.close()
+    assert wrong == []
+
+
+def barriers(page: Page) -> list[str]:
+    """What axe finds wrong for people who cannot see or use a mouse, by WCAG 2.1 A and AA; a sentence and place each."""
+    # The page's own policy forbids scripts of others, axe's too: Playwright runs it from outside of the page.
+    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]})
+    return [f"{each['help']}: {each['nodes'][0]['html'][:200]}" for each in found.response["violations"]]
+
+
+def keep(page: Page, name: str, whole: bool = False) -> None:
+    """Keeps what the page looks like now as NAME.png."""
+    folder = Path(os.environ.get("CI_OUTPUT", "reports")) / "screenshots"
+    page.screenshot(path=Path(__file__).resolve().parent.parent / folder / f"{name}.png", full_page=whole)
+
+
+@contextmanager
+def chromium(folder: Path) -> Iterator[Browser]:
+    """A browser with a profile of its own in `folder`; the test is skipped where there is none."""
+    command = executable()
     options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1500,1600")
     with (folder / "chromium.log").open("w") as log:
         process = subprocess.Popen(
