@@ -22,6 +22,7 @@ import asyncio
 import base64
 import hashlib
 import math
+import re
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -227,7 +228,10 @@ def make_app(
         """The model's card: what it is, where it comes from, how good it is and what it is not for."""
         if name not in shelf.choices or not (text := shelf.choices[name].card):
             raise HTTPException(404, f"there is no card of {name!r}")
-        return Card(markdown=text, html=MarkdownIt("commonmark", {"html": False}).enable("table").render(text))
+        html = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+        return Card(
+            markdown=text, html=re.sub(r' style="text-align:(\w+)"', r' class="\1"', html)
+        )  # as the policy asks
 
     @app.post(
         "/api/caption",

@@ -39,7 +39,8 @@ def serve(shelf: Shelf, host: str, port: int, names: Sequence[str]) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ValueError for a port that cannot be, OSError that says what to do where the address is taken or not of this machine."""
+    """A listening socket. Raises ValueError for a port that cannot be, OSError that says what to do where the address
+    is taken or not of this machine."""
     if not 0 <= port <= 65535:
         raise ValueError(f"--port {port} must be between 0 and 65535")
     try:
