@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,6 +54,7 @@ def command() -> None:
 
     from stages.evaluate.captioner import Captioner  # seconds of imports, after the command line is known to be right
 
+    shows = options.show and not options.json and can_show()
     captioner = Captioner.load(*models, device=options.device)
     failed = 0
     waiting = iter(paths)
@@ -66,7 +68,9 @@ def command() -> None:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else error
                 print(f"{path}: {reason}", file=sys.stderr)
         captions = captioner.caption([picture for _, picture in read], options.beam, options.n, **decoding(options))
-        for (path, _), best in zip(read, captions, strict=True):
+        for (path, picture), best in zip(read, captions, strict=True):
+            if shows:
+                show(picture)
             if options.json:
                 shown = [{"caption": caption.text, "score": round(caption.score, 4)} for caption in best]
                 record = {
@@ -139,6 +143,22 @@ def whole(text: str) -> int:
     if (number := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"{text} must not be negative")
     return number
+
+
+def can_show() -> bool:
+    """Whether stdout is a terminal that may be coloured (https://no-color.org); what is piped or kept stays text."""
+    colourless = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return sys.stdin.isatty() and sys.stdout.isatty() and not colourless
+
+
+def show(picture: Image.Image) -> None:
+    """Draws a picture, at most 60 columns wide: by kitty's protocol or sixels where the terminal says that it knows
+    them, else in blocks of two colours."""
+    from rich.console import Console
+    from textual_image.renderable import Image as Shown  # asks the terminal what it can do
+
+    console = Console(force_terminal=True)
+    console.print(Shown(picture, width=min(60, console.width), height="auto"))
 
 
 def serve(options: argparse.Namespace) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -144,3 +149,38 @@ def test_without_model_it_takes_the_best_that_is_there(
         Path(name).touch()
         assert find_model() == tmp_path / name
         assert f"model: {tmp_path / name}" in capsys.readouterr().err
+
+
+def in_terminal(place: Path, *arguments: str, **environment: str) -> str:
+    """What `caption` writes to a terminal that knows colours, and nothing of kitty or sixels."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    kept = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    told = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "OMP_NUM_THREADS": "1", **environment}
+    process = subprocess.Popen(
+        [CAPTION, *arguments], cwd=place, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env={**kept, **told}
+    )
+    os.close(theirs)
+    written = b""
+    with suppress(OSError):  # Linux's way to say that the terminal's other side is closed
+        while piece := os.read(ours, 65_536):
+            written += piece
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    return written.decode()
+
+
+def test_pictures_are_shown_in_a_terminal_and_only_there(place: Path) -> None:
+    piped = caption(place, "--show", "pictures/a.png")
+    (said,) = piped.stdout.splitlines()
+    shown = in_terminal(place, "--show", "pictures/a.png")
+    assert shown.count("\u2580") + shown.count("\u2584") > 200, "half blocks"
+    assert "\x1b[38;2;" in shown
+    assert shown.rstrip().endswith(said)
+    assert in_terminal(place, "--show", "pictures/a.png", NO_COLOR="1").strip() == said
+
+
+def test_a_picture_or_the_page_must_be_named(place: Path) -> None:
+    done = caption(place)
+    assert done.returncode == 1
+    assert "no picture is named: caption photo.jpg" in done.stderr

@@ -47,5 +47,5 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(where[:2], family=family)
     except OSError as error:
-        reason = error.strerror.partition(" (")[0]  # without the address a second time
+        reason = str(error.strerror).partition(" (")[0]  # without the address a second time
         raise OSError(error.errno, f"{reason}: choose another --port or --host", f"{host}:{port}") from error
