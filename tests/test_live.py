@@ -152,12 +152,25 @@ def test_beam_and_n(server: Server, beam: int, n: int) -> None:
     assert answer["beam"] == max(beam, n)
 
 
+def test_captions_are_drawn_by_seed_in_whatever_batch(server: Server) -> None:
+    drawn = {}
+    for seed in (1, 1, 2):
+        path = f"{PATH}?n=3&top_p=0.9&temperature=2&seed={seed}"
+        status, answer, _ = server.ask(path, PNG, content_type="image/png")
+        assert status == 200
+        options = {"top_p": 0.9, "temperature": 2.0, "seed": seed}
+        (best,) = server.captioner.caption([decode(PNG, at_least=64)], n=3, **options)
+        assert said(answer) == [(caption.text, pytest.approx(caption.score, abs=2e-4)) for caption in best]
+        assert drawn.setdefault(seed, said(answer)) == said(answer)
+    assert drawn[1] != drawn[2]
+
+
 def test_attention_is_what_the_decoder_itself_says_one_caption_at_a_time(server: Server) -> None:
     status, answer, _ = server.ask(f"{PATH}?n=3&attention=true", PNG, content_type="image/png")
     assert status == 200
     captioner, decoder = server.captioner, server.captioner.decoders[0]
     with torch.inference_mode():
-        grid = captioner.encoder(captioner.preprocessing(PICTURES[0])[None]).half().float()
+        grid = captioner.encoders[0](captioner.preprocessing(PICTURES[0])[None]).half().float()
         context = decoder.context(grid.mean(1), grid)
         for each in answer["captions"]:
             words = pack_words([captioner.vocabulary.encode(each["caption"])], [0])
@@ -255,7 +268,15 @@ def test_the_openapi_document_is_valid_and_names_what_is_there(server: Server) -
     validate(api)
     assert set(api["paths"]) == {"/health", "/metrics", "/api/models", "/api/models/{name}/card", PATH}
     asked = api["paths"][PATH]["post"]
-    assert [each["name"] for each in asked["parameters"]] == ["model", "beam", "n", "attention"]
+    assert [each["name"] for each in asked["parameters"]] == [
+        "model",
+        "beam",
+        "n",
+        "top_p",
+        "temperature",
+        "seed",
+        "attention",
+    ]
     assert set(asked["requestBody"]["content"]) == {"image/*", "application/octet-stream", "application/json",
                                                     "multipart/form-data"}  # fmt: skip
     assert {"200", "400", "413", "415", "422", "429", "503"} <= set(asked["responses"])
@@ -484,7 +505,9 @@ def broken_requests(seed: int) -> Iterator[tuple[str, str, dict[str, str], bytes
                   "a" * 8000):  # fmt: skip
         yield "POST", PATH, {"Content-Type": kind}, PNG
     for query in ("beam=0", "beam=21", "beam=-1", "beam=1e9", "beam=many", "n=0", "n=21", "n=", "n=1.5",
-                  "attention=maybe", "model=../../x", "model=%00", "model=" + "x" * 300, "wide=1", "path=/etc/passwd",
+                  "attention=maybe", "model=../../x", "model=%00", "model=" + "x" * 300, "top_p=2",
+                  "temperature=0", "seed=-1",
+                  "wide=1", "path=/etc/passwd",
                   "picture=a", "n=9" * 30, "beam=%F0%9F%90%95", "%FF=%FE", "beam=" + "9" * 5000):  # fmt: skip
         yield "POST", f"{PATH}?{query}", {"Content-Type": "image/png"}, PNG
     good = base64.b64encode(PNG).decode()

@@ -65,6 +65,9 @@ class Options(BaseModel):
     model: str | None = Field(None, max_length=200, description="a name from /api/models; unset: the first of them")
     beam: int | None = Field(None, ge=1, le=MAX_BEAM, description="captions kept while decoding; unset: the model's")
     n: int = Field(1, ge=1, le=MAX_BEAM, description="captions to return, best first")
+    top_p: float = Field(0, ge=0, le=1, description="above 0, words are drawn from the likeliest that hold this share")
+    temperature: float = Field(1, gt=0, le=100, description="with top_p: above 1 more daring, below less")
+    seed: int = Field(1, ge=0, lt=2**32, description="with top_p: another one draws others")
     attention: bool = Field(False, description="also return where the model looked for each word")
 
 
@@ -283,8 +286,10 @@ def make_app(
                 pixels, box = await found
         except PictureError as error:
             raise HTTPException(400, f"the picture {error}") from error
-        beam = max(options.n, options.beam or choice.metadata["decoding"]["beam"])
-        wish = Wish(name, beam, options.n, options.attention and choice.attends)
+        drawn = options.top_p > 0  # then a beam is captions drawn, one unless more are asked for
+        beam = max(options.n, options.beam or (1 if drawn else choice.metadata["decoding"]["beam"]))
+        chance = {"top_p": options.top_p, "temperature": options.temperature, "seed": options.seed} if drawn else {}
+        wish = Wish(name, beam, options.n, options.attention and choice.attends, **chance)
         done = await granted(request, desk, pixels, wish)
         seconds = asyncio.get_running_loop().time() - began
         return report(choice, wish, done, seconds, box)

@@ -15,7 +15,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ class Wish:
     beam: int
     n: int
     attention: bool = False
+    top_p: float | None = None  # above 0: words are drawn, see train/decoding.py
+    temperature: float | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,9 @@ class Desk:
                 wish = orders[0].wish
                 pixels = torch.stack([order.pixels for order in orders])
                 captioner = self._load(wish.model)
-                found = captioner.describe(pixels, wish.beam, wish.n, attention=wish.attention)
+                found = captioner.describe(
+                    pixels, **{key: value for key, value in asdict(wish).items() if key != "model"}
+                )
             except Exception as error:  # whatever it was, these orders fail with it and the next ones are answered
                 if not isinstance(error, ValueError):
                     traceback.print_exc()
