@@ -288,7 +288,9 @@ def make_app(
             raise HTTPException(400, f"the picture {error}") from error
         drawn = options.top_p > 0  # then a beam is captions drawn, one unless more are asked for
         beam = max(options.n, options.beam or (1 if drawn else choice.metadata["decoding"]["beam"]))
-        chance = {"top_p": options.top_p, "temperature": options.temperature, "seed": options.seed} if drawn else {}
+        chance: dict[str, Any] = {}
+        if drawn:
+            chance = {"top_p": options.top_p, "temperature": options.temperature, "seed": options.seed}
         wish = Wish(name, beam, options.n, options.attention and choice.attends, **chance)
         done = await granted(request, desk, pixels, wish)
         seconds = asyncio.get_running_loop().time() - began
