@@ -5,6 +5,8 @@ caption holiday/ '*.png'             folders (with what lies below) and globs
 find . -name '*.jpg' | caption -     a list of files, one a line
 caption --json --n 3 photo.jpg       one JSON object a picture, with the three best captions and their scores
 caption --sample --n 3 photo.jpg     three captions drawn by chance; --seed draws others
+caption --show holiday/              the pictures too, in a terminal that can show them
+caption --serve                      a page to try it in the browser, http://127.0.0.1:8347, and its API
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,6 +28,7 @@ from stages.rim import run
 if TYPE_CHECKING:
     from PIL import Image
 
+PORT = 8347  # of the live page
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 
 
@@ -35,6 +40,11 @@ def main() -> None:
 def command() -> None:
     """Parses the command line, captions, and exits with 1 when a picture could not be captioned."""
     options = parser().parse_args()
+    if options.serve:
+        serve(options)
+        return
+    if not options.pictures:
+        raise ValueError("no picture is named: caption photo.jpg (`caption --help` says more)")
     paths = list(expand(options.pictures, sys.stdin))
     if not paths:
         raise ValueError(
@@ -44,6 +54,7 @@ def command() -> None:
 
     from stages.evaluate.captioner import Captioner  # seconds of imports, after the command line is known to be right
 
+    shows = options.show and not options.json and can_show()
     captioner = Captioner.load(*models, device=options.device)
     failed = 0
     waiting = iter(paths)
@@ -57,7 +68,9 @@ def command() -> None:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else error
                 print(f"{path}: {reason}", file=sys.stderr)
         captions = captioner.caption([picture for _, picture in read], options.beam, options.n, **decoding(options))
-        for (path, _), best in zip(read, captions, strict=True):
+        for (path, picture), best in zip(read, captions, strict=True):
+            if shows:
+                show(picture)
             if options.json:
                 shown = [{"caption": caption.text, "score": round(caption.score, 4)} for caption in best]
                 record = {
@@ -80,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         "caption", description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder, glob, or - for a list on stdin")
+    found.add_argument("pictures", nargs="*", metavar="PICTURE", help="file, folder, glob, or - for a list on stdin")
     found.add_argument("--model", action="append", metavar="FILE", help="a captioner.safetensors; several vote")
     found.add_argument("--beam", type=positive, metavar="N", help="captions kept while decoding (default: the model's)")
     found.add_argument("--n", type=positive, default=1, metavar="N", help="captions shown of each picture")
@@ -95,6 +108,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--batch", type=positive, default=16, metavar="N", help="pictures captioned together")
     found.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     found.add_argument("--json", action="store_true", help="one JSON object a picture")
+    found.add_argument("--show", action="store_true", help="show pictures where the terminal can")
+    page = found.add_argument_group("the live page")
+    page.add_argument("--serve", action="store_true", help="serve a page and an API; every --model is one to choose")
+    page.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: this machine only, 127.0.0.1")
+    page.add_argument("--port", type=int, default=PORT, metavar="N", help=f"default: {PORT}; 0 is any free one")
+    page.add_argument("--name", action="append", default=[], metavar="HOST", help="a host name to be asked under")
     return found
 
 
@@ -124,6 +143,36 @@ def whole(text: str) -> int:
     if (number := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"{text} must not be negative")
     return number
+
+
+def can_show() -> bool:
+    """Whether stdout is a terminal that may be coloured (https://no-color.org); what is piped or kept stays text."""
+    colourless = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return sys.stdin.isatty() and sys.stdout.isatty() and not colourless
+
+
+def show(picture: Image.Image) -> None:
+    """Draws a picture, at most 60 columns wide: by kitty's protocol or sixels where the terminal says that it knows
+    them, else in blocks of two colours."""
+    from rich.console import Console
+    from textual_image.renderable import Image as Shown  # asks the terminal what it can do
+
+    console = Console(force_terminal=True)
+    console.print(Shown(picture, width=min(60, console.width), height="auto"))
+
+
+def serve(options: argparse.Namespace) -> None:
+    """The live page, until Ctrl-C."""
+    if options.pictures:
+        raise ValueError(f"--serve takes pictures from its page, not {options.pictures[0]!r}: leave it out")
+    from stages.live import models, server
+
+    with tempfile.TemporaryDirectory() as folder:
+        if options.model:
+            found = models.named(options.model, Path(folder))
+        else:
+            found = models.around(find_models(), Path(folder))
+        server.serve(models.Shelf(found, options.device), options.host, options.port, options.name)
 
 
 def positive(text: str) -> int:
@@ -159,16 +208,22 @@ PRETRAINED = Path("models/pretrained/flickr8k_attend.safetensors")  # the best o
 
 
 def find_model() -> Path:
-    """The model to use when none is named, said on stderr: the newest that was trained here on photographs, else the
-    best pretrained one, else one that knows drawn scenes only (models/sample). Looks below the current folder and where
-    this project is installed from."""
-    for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
-        trained = sorted((root / "models").glob("*/captioner.safetensors"), key=lambda path: -path.stat().st_mtime)
-        photographs = [path for path in trained if path.parent.name != "sample"]
-        models = [*photographs, root / PRETRAINED, *trained]
-        if found := next((path for path in models if path.is_file()), None):
-            print(f"model: {found}", file=sys.stderr)
-            return found
+    """The model to use when none is named: the first of `find_models`, said on stderr."""
+    if found := find_models():
+        print(f"model: {found[0]}", file=sys.stderr)
+        return found[0]
     raise ValueError(
         "no model below models/: `dvc pull` brings trained ones, `dvc repro` trains one, --model FILE names one"
     )
+
+
+def find_models() -> list[Path]:
+    """The models that are there: what was trained here on photographs, newest first, the pretrained ones, best first,
+    then what knows drawn scenes only (models/sample). Below the current folder or where this project is installed."""
+    for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
+        trained = sorted((root / "models").glob("*/captioner.safetensors"), key=lambda path: -path.stat().st_mtime)
+        photographs = [path for path in trained if path.parent.name != "sample"]
+        pretrained = [root / PRETRAINED, *sorted((root / PRETRAINED).parent.glob("*.safetensors"))]
+        if found := [path for path in dict.fromkeys((*photographs, *pretrained, *trained)) if path.is_file()]:
+            return found
+    return []

@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
+from captioners import coarse_pictures, save_captioner
 from PIL import Image
 
 from stages.caption import PRETRAINED, find_model
 from stages.evaluate.captioner import Captioner
-from stages.features.encoders import EfficientNetLite0
-from stages.train.artifact import Artifact, ArtifactError
-from stages.train.decoders import Shape, build
-from stages.train.decoding import Decoding
-from stages.vocab.vocabulary import SPECIALS, Vocabulary
+from stages.train.artifact import ArtifactError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CAPTION = Path(sys.executable).with_name("caption")
-
-
-def save_captioner(path: Path, seed: int = 0, encoder_hash: str | None = None) -> Path:
-    """An artifact with drawn weights, whose captions differ from picture to picture."""
-    torch.manual_seed(seed)
-    vocabulary = Vocabulary((*SPECIALS, *(f"word{n}" for n in range(40))))
-    decoder = build(Shape("show_tell", len(vocabulary.words), 1280, 16, 16)).eval()
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.mul_(4)
-    encoder = {
-        "encoder": "efficientnet_lite0",
-        "weights": "package",
-        "weights_sha256": encoder_hash or EfficientNetLite0("package").weights_sha256,
-        "precision": "float32",
-        "preprocessing": {"size": 64, "resize": "squash"},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Artifact(decoder, vocabulary, encoder, Decoding(beam=3, max_words=6)).save(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +30,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and pictures: two good ones, a third below, a text and a cut picture."""
     root = tmp_path_factory.mktemp("place")
     save_captioner(root / "models/mine/captioner.safetensors")
-    generator = np.random.default_rng(0)
     (root / "pictures/below").mkdir(parents=True)
-    for number, name in enumerate(("a.png", "b.jpg", "below/c.PNG")):
-        coarse = Image.fromarray(generator.integers(0, 256, (3, 3, 3), dtype=np.uint8))
-        coarse.resize((80 + number, 70)).save(root / "pictures" / name)
+    for picture, name in zip(coarse_pictures(3), ("a.png", "b.jpg", "below/c.PNG"), strict=True):
+        picture.save(root / "pictures" / name)
     (root / "pictures/notes.txt").write_text("no picture")
     (root / "bad").mkdir()
     (root / "bad/cut.png").write_bytes((root / "pictures/a.png").read_bytes()[:60])
@@ -171,3 +149,38 @@ def test_without_model_it_takes_the_best_that_is_there(
         Path(name).touch()
         assert find_model() == tmp_path / name
         assert f"model: {tmp_path / name}" in capsys.readouterr().err
+
+
+def in_terminal(place: Path, *arguments: str, **environment: str) -> str:
+    """What `caption` writes to a terminal that knows colours, and nothing of kitty or sixels."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    kept = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    told = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "OMP_NUM_THREADS": "1", **environment}
+    process = subprocess.Popen(
+        [CAPTION, *arguments], cwd=place, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env={**kept, **told}
+    )
+    os.close(theirs)
+    written = b""
+    with suppress(OSError):  # Linux's way to say that the terminal's other side is closed
+        while piece := os.read(ours, 65_536):
+            written += piece
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    return written.decode()
+
+
+def test_pictures_are_shown_in_a_terminal_and_only_there(place: Path) -> None:
+    piped = caption(place, "--show", "pictures/a.png")
+    (said,) = piped.stdout.splitlines()
+    shown = in_terminal(place, "--show", "pictures/a.png")
+    assert shown.count("\u2580") + shown.count("\u2584") > 200, "half blocks"
+    assert "\x1b[38;2;" in shown
+    assert shown.rstrip().endswith(said)
+    assert in_terminal(place, "--show", "pictures/a.png", NO_COLOR="1").strip() == said
+
+
+def test_a_picture_or_the_page_must_be_named(place: Path) -> None:
+    done = caption(place)
+    assert done.returncode == 1
+    assert "no picture is named: caption photo.jpg" in done.stderr

@@ -177,9 +177,10 @@ def decode(data: bytes, at_least: int | None = None) -> Image.Image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise PictureError(f"has {width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} allowed")
-                turn = _UPRIGHT.get(_orientation(image))
                 if at_least is not None:
                     image.draft(None, (at_least, at_least))
+                image.load()  # before EXIF is asked for, which loads a PNG too and keeps to itself that it is damaged
+                turn = _UPRIGHT.get(_orientation(image))
                 rgb = _rgb(image)
                 return rgb.transpose(turn) if turn is not None else rgb
     except PictureError:

@@ -11,14 +11,12 @@ What is wrong with a request is answered with status 400 and one sentence; the s
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
 import threading
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +27,10 @@ from mlflow.pyfunc.model import PythonModel
 from PIL import Image, ImageOps
 
 from stages.evaluate.captioner import Captioner
-from stages.fetch.pictures import FORMATS, PictureError, decode
+from stages.fetch.pictures import PictureError, decode
+from stages.fetch.sent import check_bytes, decode_sent, from_base64
 
 MAX_PICTURES = 64  # of one request
-MAX_BYTES = 32 << 20  # of one picture's file
-MAX_PIXELS = 64_000_000  # of one picture: more than phones take, 200 MB as RGB
 MAX_BEAM = 20  # captions kept while decoding
 TOGETHER = 4  # pictures decoded and captioned at once: what bounds a request's memory
 
@@ -105,42 +102,19 @@ def _open(given: Any, size: int) -> Image.Image:
         given.save(file, "TIFF", exif=given.getexif())  # which knows every mode, so that decode treats it like a file
         return decode(file.getvalue(), at_least=size)
     if isinstance(given, bytes):
-        return _decode(given, size)
+        return decode_sent(given, size)
     if isinstance(given, Path) or (isinstance(given, str) and not serving and _is_path(given)):
         path = Path(given)
-        _check_bytes(path.stat().st_size)
-        return _decode(path.read_bytes(), size)
+        check_bytes(path.stat().st_size)
+        return decode_sent(path.read_bytes(), size)
     if isinstance(given, str):
-        text = given.partition(",")[2] if given.startswith("data:") else given
-        _check_bytes(len(text) * 3 // 4)
-        try:
-            data = base64.b64decode(text, validate=True)
-        except ValueError as error:
-            raise PictureError(f"is not base64 ({error})") from error
-        return _decode(data, size)
+        return decode_sent(from_base64(given), size)
     raise PictureError(f"is {type(given).__name__}: send a picture's file as base64 text")
 
 
 def _is_path(text: str) -> bool:
     """A file's name has a dot before its ending, or is found; base64 has no dot."""
     return not text.startswith("data:") and ("." in text or os.path.isfile(text))  # noqa: PTH113 - Path raises if long
-
-
-def _check_bytes(size: int) -> None:
-    if size > MAX_BYTES:
-        raise PictureError(f"has {size:,} bytes, more than the {MAX_BYTES:,} allowed")
-
-
-def _decode(data: bytes, size: int) -> Image.Image:
-    if not data:
-        raise PictureError("is empty")
-    _check_bytes(len(data))
-    width = height = 0
-    with suppress(Exception), Image.open(io.BytesIO(data), formats=FORMATS) as header:  # decode says what is wrong
-        width, height = header.size
-    if width * height > MAX_PIXELS:
-        raise PictureError(f"has {width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} allowed")
-    return decode(data, at_least=size)
 
 
 def _answer(best: Sequence[Any]) -> dict[str, Any]:

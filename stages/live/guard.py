@@ -1,0 +1,78 @@
+"""Who may ask the server: nobody from another origin, nobody under a name that is not the server's.
+
+A page anywhere can make a browser ask 127.0.0.1, and whoever owns a domain can let it point there (DNS rebinding), so
+that the browser takes the server's answers for the domain's own. Against the first the Origin is looked at, against the
+second the Host: localhost, an address (which nobody can let point elsewhere), or a name that was allowed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from time import monotonic
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+NOTHING = "default-src 'none'; frame-ancestors 'none'"  # the policy of what is no page
+
+
+class Guard:
+    """Checks Host and Origin, and gives every answer the headers that keep browsers strict.
+
+    `policies` are the Content-Security-Policies of pages by path; `seen` hears of every answer: scope, status, seconds.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        names: Sequence[str],
+        policies: Mapping[str, str],
+        seen: Callable[[Scope, int, float], None],
+    ) -> None:
+        self.app, self.policies, self.seen = app, policies, seen
+        self.names = {"localhost", *(name.lower().strip("[]") for name in names)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = monotonic()
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update({**HEADERS, "Content-Security-Policy": self.policies.get(scope["path"], NOTHING)})
+                self.seen(scope, message["status"], monotonic() - began)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self.ours(host):
+            refusal = JSONResponse({"error": f"{host[:200]!r} is not a name of this server (see --name)"}, 421)
+            await refusal(scope, receive, answer)
+        elif origin is not None and origin.partition("://")[2].lower() != host.lower():
+            refusal = JSONResponse({"error": f"pages of {origin[:200]!r} may not ask this server"}, 403)
+            await refusal(scope, receive, answer)
+        else:
+            await self.app(scope, receive, answer)
+
+    def ours(self, host: str) -> bool:
+        """Whether a Host header, `name`, `name:port` or `[address]:port`, names this server."""
+        with suppress(ValueError):
+            name = urlsplit(f"//{host}").hostname or ""
+            if name in self.names:
+                return True
+            ipaddress.ip_address(name)
+            return True
+        return False
