@@ -4,17 +4,21 @@ Writes models/pretrained/NAME.safetensors, in float16, half the bytes, and its c
 anew from that very file. Then, to bring both to everybody:
 
     dvc add models/pretrained/NAME.safetensors && dvc push && git add models/pretrained dvcstore
+
+With `--remember K` the published captioner NAME is published again, trained no further: it is given the profile's
+training pictures to remember, and from then on chooses among its captions by K of them.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from stages import params
-from stages.evaluate.measure import caption, judge
+from stages.evaluate.measure import caption, check_features, judge
 from stages.features.device import choose_device
 from stages.features.store import Features
 from stages.fetch.captions import read_captions
@@ -23,8 +27,11 @@ from stages.files import read_json, whole
 from stages.register.card import write_card
 from stages.rim import run
 from stages.train.artifact import Artifact, read_metadata
+from stages.train.batches import Examples
+from stages.train.memory import Memory
 
 FOLDER = Path("models/pretrained")
+PUBLISHED = "Published in float16 from the weights"  # so begins what a card says of the training
 LARGEST = 40_000_000  # bytes of a published captioner: the repository carries it
 
 
@@ -32,11 +39,14 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m stages.release", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", metavar="NAME", help="what it is called, as flickr8k_attend")
     parser.add_argument("--terms", required=True, help="what its data is, and under which terms")
+    parser.add_argument("--remember", type=int, metavar="K", help="publish NAME again, with a memory of its pictures")
     options = parser.parse_args()
     profile, settings = params.read("evaluate")
     data, models = Path("data") / profile, Path("models") / profile
-    trained = Artifact.load(models / "captioner.safetensors")
     path = FOLDER / f"{options.name}.safetensors"
+    trained = Artifact.load(path if options.remember else models / "captioner.safetensors")
+    if options.remember:
+        trained = with_memory(trained, data, options.remember)
     trained.save(path, torch.float16)
     if (size := path.stat().st_size) > LARGEST:
         path.unlink()
@@ -52,19 +62,41 @@ def main() -> None:
         for each in (published, trained)
     )
     cards = judge(found, pictures, features, published.decoding.as_dict(), settings.resamples)
-    record = read_json(models / "run.json")
     source = read_json(Path("reports") / profile / "fetch.json")["source"]
-    card = write_card(options.name, profile, source, read_metadata(path), cards, record["tags"].get("commit", ""))
-    changed = sum(found["test"][key] != before["test"][key] for key in found["test"])
-    settled = "\n".join(f"    {key}: {value}" for key, value in record["params"].items())
-    with whole(path.with_suffix(".md")) as partial:
-        partial.write_text(
-            f"{card}\nData: {options.terms}\n\nPublished in float16 from the weights `{trained.weights_sha256}` of run "
-            f"`{record['run_id']}`; {changed} of {len(found['test'])} test captions differ from those of float32. The "
-            f"scores above are of the published file.\n\nSettings of the run:\n\n{settled}\n",
-            encoding="utf-8",
+    about = path.with_suffix(".md")
+    if options.remember:  # what the card says of the training stays
+        older = about.read_text(encoding="utf-8")
+        commit, made = older.partition("from commit `")[2].partition("`")[0], older[older.index(PUBLISHED) :]
+        made = (
+            f"It was given its memory after it had been trained and published: `python -m stages.release "
+            f"{options.name} --remember {options.remember}`. What follows is of the training.\n\n{made}"
         )
+    else:
+        record = read_json(models / "run.json")
+        commit = record["tags"].get("commit", "")
+        changed = sum(found["test"][key] != before["test"][key] for key in found["test"])
+        settled = "\n".join(f"    {key}: {value}" for key, value in record["params"].items())
+        made = (
+            f"{PUBLISHED} `{trained.weights_sha256}` of run `{record['run_id']}`; {changed} of {len(found['test'])} "
+            f"test captions differ from those of float32. The scores above are of the published file.\n\nSettings of "
+            f"the run:\n\n{settled}\n"
+        )
+    card = write_card(options.name, profile, source, read_metadata(path), cards, commit)
+    with whole(about) as partial:
+        partial.write_text(f"{card}\nData: {options.terms}\n\n{made}", encoding="utf-8")
     print(f"{path}: {size:,} bytes, test CIDEr {cards['test']['cider']:.3f}, BLEU-4 {cards['test']['bleu_4']:.3f}")
+
+
+def with_memory(artifact: Artifact, data: Path, neighbours: int) -> Artifact:
+    """The same captioner, with the training pictures of a profile to remember and `neighbours` of them to ask."""
+    features = Features(data / "features")
+    check_features(artifact, features)
+    if artifact.tuned:
+        raise ValueError("the encoder of this captioner was tuned, features are of another: train it with neighbours")
+    examples = Examples.of(read_captions(data / "captions_train.json"), features, "train", artifact.vocabulary)
+    pooled = torch.from_numpy(features.read("train", "pooled", examples.rows)).float()
+    memory = Memory.of(pooled, examples.captions)
+    return replace(artifact, memory=memory, decoding=artifact.decoding.but(neighbours=neighbours))
 
 
 if __name__ == "__main__":
