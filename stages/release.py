@@ -5,8 +5,8 @@ anew from that very file. Then, to bring both to everybody:
 
     dvc add models/pretrained/NAME.safetensors && dvc push && git add models/pretrained dvcstore
 
-With `--remember K` the published captioner NAME is published again, trained no further: it is given the profile's
-training pictures to remember, and from then on chooses among its captions by K of them.
+With `--remember` the published captioner NAME is published again, trained no further: it is given the profile's training
+pictures to remember, and decodes as the profile's train section says from then on (beam, neighbours, consensus).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from stages.register.card import write_card
 from stages.rim import run
 from stages.train.artifact import Artifact, read_metadata
 from stages.train.batches import Examples
+from stages.train.decoding import Decoding
 from stages.train.memory import Memory
 
 FOLDER = Path("models/pretrained")
@@ -39,14 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m stages.release", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", metavar="NAME", help="what it is called, as flickr8k_attend")
     parser.add_argument("--terms", required=True, help="what its data is, and under which terms")
-    parser.add_argument("--remember", type=int, metavar="K", help="publish NAME again, with a memory of its pictures")
+    parser.add_argument("--remember", action="store_true", help="publish NAME again, with a memory of its pictures")
     options = parser.parse_args()
     profile, settings = params.read("evaluate")
     data, models = Path("data") / profile, Path("models") / profile
     path = FOLDER / f"{options.name}.safetensors"
     trained = Artifact.load(path if options.remember else models / "captioner.safetensors")
     if options.remember:
-        trained = with_memory(trained, data, options.remember)
+        trained = with_memory(trained, data, Decoding(**params.read("train")[1].decoding()))
     trained.save(path, torch.float16)
     if (size := path.stat().st_size) > LARGEST:
         path.unlink()
@@ -69,7 +70,7 @@ def main() -> None:
         commit, made = older.partition("from commit `")[2].partition("`")[0], older[older.index(PUBLISHED) :]
         made = (
             f"It was given its memory after it had been trained and published: `python -m stages.release "
-            f"{options.name} --remember {options.remember}`. What follows is of the training.\n\n{made}"
+            f"{options.name} --remember`. What follows is of the training.\n\n{made}"
         )
     else:
         record = read_json(models / "run.json")
@@ -87,8 +88,8 @@ def main() -> None:
     print(f"{path}: {size:,} bytes, test CIDEr {cards['test']['cider']:.3f}, BLEU-4 {cards['test']['bleu_4']:.3f}")
 
 
-def with_memory(artifact: Artifact, data: Path, neighbours: int) -> Artifact:
-    """The same captioner, with the training pictures of a profile to remember and `neighbours` of them to ask."""
+def with_memory(artifact: Artifact, data: Path, decoding: Decoding) -> Artifact:
+    """The same captioner, with the training pictures of a profile to remember and to be asked by `decoding`."""
     features = Features(data / "features")
     check_features(artifact, features)
     if artifact.tuned:
@@ -96,7 +97,7 @@ def with_memory(artifact: Artifact, data: Path, neighbours: int) -> Artifact:
     examples = Examples.of(read_captions(data / "captions_train.json"), features, "train", artifact.vocabulary)
     pooled = torch.from_numpy(features.read("train", "pooled", examples.rows)).float()
     memory = Memory.of(pooled, examples.captions)
-    return replace(artifact, memory=memory, decoding=artifact.decoding.but(neighbours=neighbours))
+    return replace(artifact, memory=memory, decoding=decoding)
 
 
 if __name__ == "__main__":
