@@ -5,7 +5,7 @@ anew from that very file. Then, to bring both to everybody:
 
     dvc add models/pretrained/NAME.safetensors && dvc push && git add models/pretrained dvcstore
 
-With `--remember` the published captioner NAME is published again, trained no further: it is given the profile's training
+With `--remember` the captioner NAME is published again, trained no further: it is given the profile's training
 pictures to remember, and decodes as the profile's train section says from then on (beam, neighbours, consensus).
 """
 
