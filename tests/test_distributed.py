@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -32,9 +33,9 @@ from stages.features.store import Features
 from stages.fetch.captions import Picture
 from stages.train import objectives
 from stages.train.batches import Batch, Examples, Source
-from stages.train.decoders import DECODERS, Shape, build
+from stages.train.decoders import DECODERS, Decoder, Shape, build
 from stages.train.loop import Training
-from stages.train.objectives import CrossEntropy, Objective, Reward, SelfCritical
+from stages.train.objectives import CrossEntropy, Forward, Objective, Reward, SelfCritical, Step
 from stages.vocab.vocabulary import END, SPECIALS, Vocabulary
 
 T = TypeVar("T")
@@ -80,12 +81,12 @@ class InMemory(Source):
 class Fixed(SelfCritical):
     """Its captions are a function of picture and number, so that it makes no difference which rank draws them."""
 
-    def features(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def step(self, decoder: Decoder, batch: Batch, forward: Forward | None = None) -> Step:
         pictures = torch.tensor([picture for picture, _ in batch.groups])
         words = len(SPECIALS) + (3 * pictures[:, None] + torch.arange(self.samples)) % len(WORDS)  # (P, K)
-        ends = torch.full_like(words, END)
-        objectives.sample = lambda *_: torch.stack([words, words.flip(1), ends], -1)
-        return super().features(batch)
+        written = torch.stack([words, words.flip(1), torch.full_like(words, END)], -1)
+        with mock.patch.object(objectives, "sample", lambda *_: written):
+            return super().step(decoder, batch, forward)
 
 
 def training(decoder: str, kind: type[Objective], ranks: Ranks, checkpoint: Path) -> Training:

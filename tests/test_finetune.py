@@ -108,7 +108,7 @@ def test_below_and_above_make_the_whole_encoder(name: str, tmp_path: Path) -> No
     assert apart(upper, 3) > 0.01
     encoder.tune(upper.state_dict())
     assert apart(upper, 3) < 1e-5
-    with pytest.raises(ValueError, match=r"blocks = 40: of \w+ 1 to 17 layers can be tuned"):
+    with pytest.raises(ValueError, match=r"blocks = 40: of \w+ 1 to \d+ layers can be tuned"):
         encoder.upper(40)
     with pytest.raises(ValueError, match=r"nothing \(1,\) is not among the weights of"):
         encoder.tune({"nothing": torch.zeros(1)})
@@ -147,7 +147,7 @@ def test_the_encoder_learns_and_at_its_own_rate() -> None:
     before = {name: value.clone() for name, value in own.state_dict().items()}
     groups = own.parameter_groups()
     assert {id(each) for group in groups for each in group["params"]} == {id(each) for each in own.parameters()}
-    lower = torch.rand(2, 320, 2, 2)
+    lower = encoder.lower(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), 1).clone()
     words = pack_words([[1, 5, 6, 2], [1, 7, 2]], [0, 1])
     optimizer = torch.optim.Adam(groups, lr=0.01)
     for group in optimizer.param_groups:
