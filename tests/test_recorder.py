@@ -118,7 +118,9 @@ def save(training):
 train.Training.one_step, train.Training.save = slowly, save
 run(train.main)
 """
-    done = subprocess.run([sys.executable, "-c", code], env=environment(root), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(root), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "mlflow.db failed: " in done.stderr
     assert "Traceback" not in done.stderr
