@@ -59,6 +59,7 @@ class Recorder:
 
     def check(self) -> None:
         """Raises StoreError where MLflow has said by now that the store cannot be opened. Waits for nothing."""
+        assert self._process.stdout
         if self._opened is None and select.select([self._process.stdout], [], [], 0)[0]:
             self._open()
 
