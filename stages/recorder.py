@@ -1,9 +1,8 @@
 """The record of a training, kept by a process of its own: train neither waits for MLflow nor shares its interpreter.
 
 `import mlflow` and opening its store take seconds of one core; here they pass while train loads its features and learns
-its first epoch. What `tracking` promises stays: a store that cannot be opened stops train before it works (where it
-looks whole from outside and MLflow refuses it all the same: at the end of the first epoch, before anything is written),
-and one that fails later, or a recorder that dies, stops nothing.
+its first batches. `tracking` says what becomes of a store that cannot be opened or fails later; a recorder that dies is
+to train as a store that fails.
 
 The two speak JSON, a line each: `start`'s arguments, rows and the end go to this process' stdin, what came of them
 comes back on its stdout. It ends with the process that started it, which may be killed: its stdin is then at its end.
@@ -13,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -56,6 +56,12 @@ class Recorder:
         if not tracking.looks_whole():
             self._open()
         return self
+
+    def check(self) -> None:
+        """Raises StoreError where MLflow has said by now that the store cannot be opened. Waits for nothing."""
+        assert self._process.stdout
+        if self._opened is None and select.select([self._process.stdout], [], [], 0)[0]:
+            self._open()
 
     @property
     def id(self) -> str:

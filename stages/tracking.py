@@ -3,10 +3,12 @@
 Where: MLFLOW_TRACKING_URI, else mlflow.db in the repository's root with artifacts in mlartifacts/ beside it.
 A bare `mlflow ui` there shows everything; no server is needed, and one works as well.
 
-Files are the truth, the store is their index. A store that cannot be opened stops a stage before it works; one that
-fails later stops nothing: `Run` says so once, loudly, and keeps what it could not write. Train writes `Run.record()`
-into models/P/run.json, and whatever stage opens that file next (`reopen`) writes what the store lacks; where the store
-does not know the run at all (a fresh clone, a lost database), it is rebuilt from that file and tagged `rebuilt_from`.
+Files are the truth, the store is their index. A store that cannot be opened stops a stage before it works (train, which
+has it opened beside its work by recorder.py, in the step in which MLflow refuses it, before anything is saved); one
+that fails later stops nothing: `Run` says so once, loudly, and keeps what it could not write. Train writes
+`Run.record()` into models/P/run.json, and whatever stage opens that file next (`reopen`) writes what the store lacks;
+where the store does not know the run at all (a fresh clone, a lost database), it is rebuilt from that file and tagged
+`rebuilt_from`.
 """
 
 from __future__ import annotations

@@ -20,11 +20,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-from pipelines import DVC, dvc, environment, files, make_repository, runs, tiny, versions
+from pipelines import DVC, dvc, environment, make_repository, outputs_apart, runs, tiny, versions
 
 STAGES = ("fetch", "vocab", "features", "train", "evaluate", "register")
-RUN = "models/tiny/run.json"  # holds the run's id and times: the one file that differs
 
 
 def kill(root: Path, after: float) -> str | None:
@@ -57,26 +55,9 @@ def undisturbed(root: Path, template: Path) -> float:
     return time.monotonic() - started
 
 
-def lock_without_run(root: Path) -> object:
-    """dvc.lock but for the md5 and size of the file that holds the run's id."""
-    lock = yaml.safe_load((root / "dvc.lock").read_text())
-    for stage in lock["stages"].values():
-        for entry in (*stage.get("deps", []), *stage.get("outs", [])):
-            if entry["path"] == RUN:
-                entry |= {"md5": "", "size": 0}
-    return lock
-
-
-def differences(root: Path, straight: Path) -> Iterator[str]:
+def differences(root: Path, straight: Path, profile: str = "tiny") -> Iterator[str]:
     """What is not as after an undisturbed run."""
-    mine, wanted = (
-        {path: value for path, value in files(each, "tiny").items() if path != RUN} for each in (root, straight)
-    )
-    for path in sorted(mine.keys() | wanted.keys()):
-        if mine.get(path) != wanted.get(path):
-            yield f"{path} is {'missing' if path not in mine else 'too much' if path not in wanted else 'different'}"
-    if lock_without_run(root) != lock_without_run(straight):
-        yield "dvc.lock differs"
+    yield from outputs_apart(root, straight, profile)
     finished = [run["id"] for run in runs(root) if run["status"] == "FINISHED"]
     if len(finished) != 1:
         yield f"{len(finished)} finished runs"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def dvc(root: Path, *arguments: str, expect: int = 0, **more: str) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3600,
         check=False,
     )
     assert done.returncode == expect, done.stdout + done.stderr
@@ -105,6 +106,29 @@ def files(root: Path, profile: str) -> dict[str, str]:
     tops = (root / top / profile for top in ("data", "models", "reports"))
     found = sorted(path for top in tops for path in top.rglob("*") if path.is_file())
     return {str(path.relative_to(root)): sha256(path) for path in found}
+
+
+def lock_without_run(root: Path, run: str) -> object:
+    """dvc.lock but for the md5 and size of the file that holds the run's id."""
+    lock = yaml.safe_load((root / "dvc.lock").read_text())
+    for stage in lock["stages"].values():
+        for entry in (*stage.get("deps", []), *stage.get("outs", [])):
+            if entry["path"] == run:
+                entry |= {"md5": "", "size": 0}
+    return lock
+
+
+def outputs_apart(root: Path, other: Path, profile: str) -> Iterator[str]:
+    """What of a profile's outputs, as they lie there and as dvc.lock names them, is not as in the other repository."""
+    run = f"models/{profile}/run.json"  # holds the run's id and times: the one file that differs
+    mine, wanted = (
+        {path: value for path, value in files(each, profile).items() if path != run} for each in (root, other)
+    )
+    for path in sorted(mine.keys() | wanted.keys()):
+        if mine.get(path) != wanted.get(path):
+            yield f"{path} is {'missing' if path not in mine else 'too much' if path not in wanted else 'different'}"
+    if lock_without_run(root, run) != lock_without_run(other, run):
+        yield "dvc.lock differs"
 
 
 def runs(root: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,19 @@ from pathlib import Path
 import pytest
 import yaml
 from kills import chain, differences
-from pipelines import DVC, REPOSITORY, copy, dvc, environment, files, locked, runs, versions
+from pipelines import (
+    DVC,
+    REPOSITORY,
+    copy,
+    dvc,
+    environment,
+    files,
+    locked,
+    make_repository,
+    outputs_apart,
+    runs,
+    versions,
+)
 
 STAGES = ("fetch", "vocab", "features", "train", "evaluate", "register")
 
@@ -46,6 +58,18 @@ def test_it_is_up_to_date_and_the_same_when_made_again(repository: Path) -> None
     assert {path for path in first if first[path] != again[path]} == {"models/tiny/run.json"}
     assert len(runs(repository)) == 2, "training again is another run"
     assert len(versions(repository)) == 1, "the same weights are the same version"
+
+
+def test_sample_is_the_same_in_two_clones(tmp_path: Path, template: Path) -> None:
+    """With the profile's own settings but for few pictures, epochs and resamples; reports/twice.md has all of it."""
+    block = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["sample"]
+    block["fetch"]["pictures"], block["train"]["epochs"], block["evaluate"]["resamples"] = 120, 2, 20
+    one, other = (make_repository(tmp_path / name, template, sample=block) for name in ("one", "other"))
+    for root in (one, other):
+        assert dvc(root, "repro", "evaluate").count("Running stage") == 5
+    assert list(outputs_apart(other, one, "sample")) == []
+    (other / "reports/sample/training.csv").write_text("epoch\n")
+    assert list(outputs_apart(other, one, "sample")) == ["reports/sample/training.csv is different"]
 
 
 def test_kill_9_at_any_moment_changes_nothing(straight: Path, tmp_path: Path, template: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from test_tracking import PARAMS, curve, runs
+from tiny import environment, make_project
 
 from stages import tracking
 from stages.files import write_json
@@ -96,13 +97,34 @@ def test_a_store_that_cannot_be_opened_stops_before_training(
         Recorder().start("sample", PARAMS, "cpu")
 
 
-def test_a_store_that_only_mlflow_refuses_stops_at_the_first_save(repository: Path) -> None:
-    refuse(repository)
-    recorder = Recorder().start("sample", PARAMS, "cpu")
-    recorder.log({"train_loss": 1.0}, step=1)
-    with pytest.raises(tracking.StoreError, match=r"mlflow\.db failed: "):
-        _ = recorder.id  # for which train asks before it saves anything
-    recorder.finish("FAILED")
+def test_a_store_that_only_mlflow_refuses_stops_the_first_epoch(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_project(tmp_path / "refused", template, batch=1)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(root)
+    refuse(root)
+    assert tracking.looks_whole()
+    code = """
+import time
+import stages.train.__main__ as train
+from stages.rim import run
+step = train.Training.one_step
+def slowly(*arguments):
+    time.sleep(1)  # the epoch takes minutes
+    return step(*arguments)
+def save(training):
+    raise ValueError("it got as far as its first save")
+train.Training.one_step, train.Training.save = slowly, save
+run(train.main)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(root), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "mlflow.db failed: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(path.is_file() for top in ("models", "reports") for path in (root / top).rglob("*"))
 
 
 def test_a_store_that_is_not_there_yet_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

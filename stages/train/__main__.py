@@ -104,6 +104,7 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
             fingerprint=fingerprinted,
             ranks=ranks,
             noted=lambda: {"run_id": record.id} if record else {},
+            check=record.check if record else None,
         )
 
     def score(decoder: Decoder) -> tuple[Row, float]:

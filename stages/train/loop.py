@@ -73,6 +73,7 @@ class Training:
         fingerprint: str = "",
         ranks: Ranks | None = None,
         noted: Callable[[], dict[str, Any]] = dict,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.ranks = ranks or Ranks()
         self.decoder = decoder.to(device)
@@ -95,6 +96,7 @@ class Training:
         self.progress = Progress()
         self.rows: list[Row] = []
         self.noted = noted  # what the caller has saved along (the id of the run in the record, for one)
+        self.check = check  # called before each step; what it raises ends the training there, unsaved
         self.notes: dict[str, Any] = {}  # what was saved along in the checkpoint that this goes on from
         self.steps_per_epoch = len(objective.batches(generator(plan, 0)))
 
@@ -209,6 +211,8 @@ class Training:
         saved = time.monotonic()
         rate = 0.0
         for number in range(progress.step, len(batches)):
+            if self.check:
+                self.check()
             rate = self.rate(progress.epoch * self.steps_per_epoch + number)
             value, weight = self.one_step(batches[number], rate)
             late = time.monotonic() - saved > 60 * plan.checkpoint_minutes

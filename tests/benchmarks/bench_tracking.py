@@ -24,6 +24,7 @@ class Nothing:
     id = ""
     def start(self, *arguments): return self
     def log(self, *arguments, **named): pass
+    def check(self): pass
     def record(self): return {}
     def __enter__(self): return self
     def __exit__(self, *arguments): pass
@@ -44,7 +45,7 @@ def timed(method):
         finally:
             waited += time.perf_counter() - began
     return call
-for name in ("__init__", "start", "log", "finish"):
+for name in ("__init__", "start", "check", "log", "finish"):
     setattr(Recorder, name, timed(getattr(Recorder, name)))
 Recorder.id = property(timed(Recorder.id.fget))
 train.main()
