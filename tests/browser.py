@@ -2,7 +2,8 @@
 
 `chromium` steers it over its DevTools protocol, for pages of others, whose charts are waited for with real time.
 `opened` is a page in it by Playwright, for pages of ours, also in the frame of another: clicked, typed into,
-looked at by axe (`barriers`), and kept as a picture (`keep`) in $CI_OUTPUT/screenshots, or reports/screenshots where that is not set.
+looked at by axe (`barriers`), and kept as a picture (`keep`) in $CI_OUTPUT/screenshots,
+or reports/screenshots where that is not set.
 """
 
 from __future__ import annotations
