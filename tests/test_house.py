@@ -172,8 +172,8 @@ def every_file_is_reached(root: Path) -> Iterator[str]:
 
 
 def bars_are_silent_where_nobody_looks(root: Path) -> Iterator[str]:
-    """tqdm's `disable=None` draws a progress bar in a terminal only: no log of CI, no pipe gets one. Of several ranks one
-    may draw."""
+    """tqdm's `disable=None` draws a progress bar in a terminal only: no log of CI, no pipe gets one. Of several ranks
+    one may draw."""
     for file in sources(root):
         for node in ast.walk(tree(file)):
             if not isinstance(node, ast.Call):
@@ -370,7 +370,7 @@ PLANTED = [
     (names_that_say_something, "stages/train/utils.py", "", "first made meaningful"),
     (names_that_say_something, "stages/common/__init__.py", "", "first made meaningful"),
     (every_file_is_reached, "stages/train/old_model.py", "", "reached by no stage"),
-    (bars_are_silent_where_nobody_looks, "stages/train/model.py", "def f(x):\n    return tqdm(x, desc='a')", "disable=None"),
+    (bars_are_silent_where_nobody_looks, "stages/files.py", "def f(x):\n    return tqdm(x, desc='a')", "disable=None"),
     (bars_are_silent_where_nobody_looks, "stages/files.py", "def f(x):\n    return partial(tqdm, x)", "disable=None"),
     (bars_are_silent_where_nobody_looks, "stages/files.py", "def f(x):\n    return tqdm(x, disable=None)", None),
     (bars_are_silent_where_nobody_looks, "stages/files.py", "def f():\n    tqdm.write('again')", None),
