@@ -83,10 +83,11 @@ def captions_of(name: str, split: str, pictures: Sequence[Picture], features: Pa
     version = re.fullmatch(r"(?:models:/)?([^/]+)/(\d+)", name)
     if version is None:
         raise ValueError(f"{name} is no results file (.json), no captioner (.safetensors) and no NAME/VERSION")
-    with tempfile.TemporaryDirectory() as folder, tracking.problems():
+    with tempfile.TemporaryDirectory() as folder:
         run_id = Registry(version[1]).get(version[2]).run_id
-        path = f"{FOLDER}/artifacts/captioner.safetensors"
-        local = tracking.store().download_artifacts(run_id, path, folder)
+        with tracking.problems():
+            path = f"{FOLDER}/artifacts/captioner.safetensors"
+            local = tracking.store().download_artifacts(run_id, path, folder)
         return _by_captioner(Path(local), split, pictures, features, settings)
 
 

@@ -1,8 +1,9 @@
 """A real browser for tests: Chromium without a window.
 
 `chromium` steers it over its DevTools protocol, for pages of others, whose charts are waited for with real time.
-`opened` is a page in it by Playwright, for pages of ours: clicked, typed into, looked at by axe (`barriers`), and kept
-as a picture (`keep`) in $CI_OUTPUT/screenshots, or reports/screenshots where that is not set.
+`opened` is a page in it by Playwright, for pages of ours, also in the frame of another: clicked, typed into,
+looked at by axe (`barriers`), and kept as a picture (`keep`) in $CI_OUTPUT/screenshots,
+or reports/screenshots where that is not set.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import aiohttp
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -84,11 +85,17 @@ def executable() -> str:
 
 @contextmanager
 def opened(
-    width: int = 1280, height: int = 900, scheme: Any = "light", offline: bool = True, policy: bool = False
+    width: int = 1280,
+    height: int = 900,
+    scheme: Any = "light",
+    offline: bool = True,
+    policy: bool = False,
+    forgiven: str | None = None,
 ) -> Iterator[Page]:
     """An empty page, so large in pixels, `light` or `dark`; without a network unless `offline` is False. Fails at the
     end where a script of the page failed or the page wanted something from elsewhere. A page's own policy, behind which
-    mistakes in escaping would hide and Playwright cannot wait for a condition, holds only if `policy` says so."""
+    mistakes in escaping would hide and Playwright cannot wait for a condition, holds only if `policy` says so. What
+    fails at addresses with the text `forgiven` in them is not counted."""
     path, wrong = executable(), []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
@@ -102,7 +109,12 @@ def opened(
             page = context.new_page()
             page.set_default_timeout(60_000)
             page.on("pageerror", lambda error: wrong.append(str(error)))
-            page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+
+            def hear(said: ConsoleMessage) -> None:
+                if said.type == "error" and not (forgiven and forgiven in said.location["url"]):
+                    wrong.append(said.text)
+
+            page.on("console", hear)
             yield page
         finally:
             browser.close()

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import yaml
+from browser import keep, opened
 from PIL import Image
+from playwright.sync_api import expect
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from stores import serving
 from tiny import environment, make_project
 
 from stages.evaluate import figures
@@ -74,6 +79,36 @@ def test_curves_and_captioned_pictures_go_into_the_record(evaluated: Path) -> No
             assert np.asarray(image.convert("L")).std() > 5, "something is drawn on it"
 
 
+@pytest.mark.slow
+def test_a_bare_ui_shows_the_gallery_among_the_runs_pictures(evaluated: Path) -> None:
+    """In MLflow's own viewer, a sandboxed frame: the page's script runs there."""
+    known = json.loads((evaluated / "models/tiny/run.json").read_text())["run_id"]
+    command = ("mlflow", "ui", "--host", "127.0.0.1", "--port", "PORT", "--workers", "1")
+    with serving(evaluated, *command, ready="/health") as address:
+        with urlopen(f"{address}/api/2.0/mlflow/runs/get?run_id={known}") as answer:
+            run = json.load(answer)["run"]
+        tags = {each["key"]: each["value"] for each in run["data"]["tags"]}
+        assert min(float(tags[f"seconds.{name}"]) for name in ("train", "evaluate")) > 0
+        page = f"{address}/#/experiments/{run['info']['experiment_id']}/runs/{known}/artifacts"
+        # Who is signed in, it asks a path that a server without users does not have.
+        with opened(offline=False, forgiven="/mlflow/users/current") as shown:
+            for name in ("curves.png", "captions.png"):
+                shown.goto(f"{page}/{name}")
+                with Image.open(next((evaluated / "mlartifacts").rglob(name))) as image:
+                    drawn = shown.locator(f"img[alt='{name}']").first
+                    expect(drawn).to_have_js_property("naturalWidth", image.width, timeout=60_000)
+            shown.goto(f"{page}/gallery.html")
+            frame = shown.frame_locator("iframe")
+            expect(frame.locator("#cards img").first).to_have_js_property("complete", True, timeout=60_000)
+            assert frame.locator("#count").inner_text() == "10 of 10 pictures"
+            written = json.loads((evaluated / "reports/tiny/captions_test.json").read_text())
+            said = [entry["caption"] for entry in written]
+            assert frame.locator("#cards .caption").all_inner_texts() == said
+            frame.locator("#search").fill(said[0].split()[-2])
+            expect(frame.locator("#cards mark").first).to_be_visible()
+            keep(shown, "gallery-mlflow")
+
+
 def test_attention_is_drawn_where_the_weights_are() -> None:
     """A white picture, all weight on the upper left region: there it stays white, elsewhere it is dark."""
     weights = np.zeros((1, 16), np.float32)
@@ -108,6 +143,24 @@ def test_other_captioners_get_the_same_card_and_several_vote(evaluated: Path) ->
     done = stage(evaluated, "evaluate", "--model", ours, "--model", ours)
     assert done.returncode == 0, done.stderr
     assert next(line for line in done.stdout.splitlines() if "this model" in line) in written, "with itself it agrees"
+
+
+def test_a_captioner_is_compared_with_a_results_file(evaluated: Path) -> None:
+    """Decoded from the same features by the same settings as in evaluate, it says what evaluate wrote."""
+    written = evaluated / "reports/tiny/captions_test.json"
+    theirs = evaluated / "theirs.json"
+    theirs.write_text(json.dumps([{**entry, "caption": "a red dog"} for entry in json.loads(written.read_text())]))
+    pages = []
+    for other in (written, theirs):
+        done = stage(evaluated, "compare", "models/tiny/captioner.safetensors", str(other))
+        assert done.returncode == 0, done.stderr
+        pages.append((evaluated / "reports/tiny/compare.html").read_bytes())
+        if other == written:
+            assert "CIDEr-D +0.0 (+0.0 to +0.0)" in done.stdout
+    cider = json.loads((evaluated / "reports/tiny/metrics.json").read_text())["test"]["cider"]
+    row = re.search(rb"CIDEr-D</th>(?:<td class='number'>([^<]+)</td>)", pages[1])
+    assert row is not None
+    assert float(row[1]) == pytest.approx(100 * cider, abs=0.05)
 
 
 def test_a_release_is_half_as_large_and_measured_itself(evaluated: Path) -> None:

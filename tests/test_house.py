@@ -171,6 +171,23 @@ def every_file_is_reached(root: Path) -> Iterator[str]:
             yield f"{file.relative_to(root)} is reached by no stage and no verb"
 
 
+def bars_are_silent_where_nobody_looks(root: Path) -> Iterator[str]:
+    """tqdm's `disable=None` draws a progress bar in a terminal only: no log of CI, no pipe gets one. Of several ranks
+    one may draw."""
+    for file in sources(root):
+        for node in ast.walk(tree(file)):
+            if not isinstance(node, ast.Call):
+                continue
+            called = [node.func, *node.args[:1]] if ast.unparse(node.func).endswith("partial") else [node.func]
+            made = {ast.unparse(each) for each in called} & {"tqdm", "tqdm.tqdm", "trange"}
+            silent = any(
+                each.arg == "disable" and re.fullmatch(r"None( if .* else True)?", ast.unparse(each.value))
+                for each in node.keywords
+            )
+            if made and not silent:
+                yield f"{file.relative_to(root)}:{node.lineno} draws a bar that CI would show: add disable=None"
+
+
 # --- dvc.yaml --------------------------------------------------------------------------------------------------------
 def pipeline(root: Path) -> dict[str, Any]:
     return dict(yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
@@ -263,6 +280,7 @@ RULES: list[Callable[[Path], Iterator[str]]] = [
     only_rims_know_paths,
     names_that_say_something,
     every_file_is_reached,
+    bars_are_silent_where_nobody_looks,
     dvc_lists_what_the_code_needs,
     dvc_keeps_profiles_apart,
     rims_open_with_their_contract,
@@ -352,6 +370,10 @@ PLANTED = [
     (names_that_say_something, "stages/train/utils.py", "", "first made meaningful"),
     (names_that_say_something, "stages/common/__init__.py", "", "first made meaningful"),
     (every_file_is_reached, "stages/train/old_model.py", "", "reached by no stage"),
+    (bars_are_silent_where_nobody_looks, "stages/files.py", "def f(x):\n    return tqdm(x, desc='a')", "disable=None"),
+    (bars_are_silent_where_nobody_looks, "stages/files.py", "def f(x):\n    return partial(tqdm, x)", "disable=None"),
+    (bars_are_silent_where_nobody_looks, "stages/files.py", "def f(x):\n    return tqdm(x, disable=None)", None),
+    (bars_are_silent_where_nobody_looks, "stages/files.py", "def f():\n    tqdm.write('again')", None),
     (dvc_lists_what_the_code_needs, "stages/vocab/new.py", "", None),
     (dvc_lists_what_the_code_needs, "stages/vocab/__main__.py", "\nfrom ..fetch import settings",
      "vocab: deps: add `- stages/fetch/settings.py`"),

@@ -16,7 +16,7 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from stores import fresh, git
 from trained import Trained, stage
 
-from stages import tracking
+from stages import compare, tracking
 from stages.lineage import md5
 from stages.register.registry import Registry
 
@@ -47,6 +47,18 @@ def trained(made: Trained, tmp_path: Path) -> Iterator[Trained]:
 def artifacts(trained: Trained) -> Path:
     """The folder of the version's files."""
     return trained.folder / "mlartifacts" / "flickr8k" / Registry(MODEL).get(1).run_id / "artifacts" / "model"
+
+
+def test_a_version_is_compared_by_the_file_that_was_registered(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`stages.compare NAME/N` brings the very captioner; that captioners are decoded is tested with evaluate."""
+    monkeypatch.setattr(compare, "_by_captioner", lambda path, *_: {1: md5(path)})
+    for name in (f"{MODEL}/1", f"models:/{MODEL}/1"):
+        found = compare.captions_of(name, "test", [], trained.data / "features", None)
+        assert found == {1: md5(trained.models / "captioner.safetensors")}
+    with pytest.raises(tracking.StoreError, match="99"):
+        compare.captions_of(f"{MODEL}/99", "test", [], trained.data / "features", None)
 
 
 # --- whole ------------------------------------------------------------------------------------------------------------

@@ -200,7 +200,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Picture],
     looked[0][1, 0] = 1
     shown = gallery.show(pictures, captions, Judge(references).score(best, with_meteor=False), training.seen, looked)
     small = thumbnails(Pictures(folder / "a.zip"), [each.file_name for each in pictures], gallery.SIDE)
-    (folder / "gallery.html").write_text(gallery.gallery("mine", card, shown, small, "A model.", False))
+    again = thumbnails(Pictures(folder / "a.zip"), [each.file_name for each in pictures], gallery.SIDE)
+    first, second = (gallery.gallery("mine", card, shown, each, "A model.", False) for each in (small, again))
+    assert first == second, "the same bytes every time"
+    (folder / "gallery.html").write_text(first)
     return folder / "gallery.html", pictures, best, card
 
 
@@ -341,6 +344,9 @@ def test_two_results_files_side_by_side(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["compare", "a.json", "b.json"])
     compare.main()
+    made_first = (tmp_path / "reports/mine/compare.html").read_bytes()
+    compare.main()
+    assert (tmp_path / "reports/mine/compare.html").read_bytes() == made_first, "the same bytes every time"
     paired = scorecard.paired(best, other, {each.id: each.captions for each in pictures}, resamples=1000)["cider"]
     told = f"{100 * paired['value']:+.1f} ({100 * paired['low']:+.1f} to {100 * paired['high']:+.1f})"
     assert told in capsys.readouterr().out

@@ -7,6 +7,7 @@ what of this was done.
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -276,8 +277,10 @@ def _words(said: Mapping[str, Said], vocabulary: Vocabulary) -> str:
 
 
 def _most(counts: Counter[Any], number: int) -> list[tuple[Any, int]]:
-    """The most frequent, equals in alphabetical order."""
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:number]
+    """The most frequent, equals in alphabetical order. Most are rare: those are never put in order."""
+    least = min(heapq.nlargest(number, counts.values()), default=0)
+    often = ((each, count) for each, count in counts.items() if count >= least)
+    return heapq.nsmallest(number, often, key=lambda item: (-item[1], item[0]))
 
 
 def _vocabulary(said: Mapping[str, Said], vocabulary: Vocabulary, min_count: int) -> str:
