@@ -16,6 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from stages import page
 from stages.fetch.captions import SPLITS, Picture
 from stages.fetch.pictures import Pictures
@@ -47,7 +49,7 @@ class Said:
     def of(cls, captions: Iterable[str]) -> Said:
         """Counts the words of all captions."""
         said = cls()
-        for caption in captions:
+        for caption in tqdm(captions, desc="counting words", unit="captions", disable=None, leave=False):
             words = tokenize(caption)
             said.words.update(words)
             said.pairs.update(pairwise(words))
