@@ -3,7 +3,7 @@
     chrt -f 1 python tests/benchmarks/bench_frameworks.py [ROUNDS]
 
 Prints, for each, the seconds from the start of Python to the first answer of an app that captions nothing, the packages
-and bytes that it adds to an environment, and the addresses of other machines that its page names. Needs the package index.
+and bytes of its environment, and the addresses of other machines that its page names. Needs the package index.
 """
 
 from __future__ import annotations
