@@ -189,8 +189,9 @@ def test_without_a_network_one_sentence_names_the_ways_out(
 ) -> None:
     for scheme in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(scheme, "http://127.0.0.1:9")  # nobody listens there
-    for name_of_exceptions in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name_of_exceptions, raising=False)
+    for exceptions in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(exceptions, raising=False)
+    monkeypatch.setattr("urllib.request._opener", None)  # it would keep the proxies of the first download of a process
     url = torchvision.models.ResNet50_Weights[name].url
     with pytest.raises(ValueError, match="could not be downloaded") as caught:
         ResNet50(name)

@@ -93,10 +93,12 @@ def test_a_bare_ui_shows_the_gallery_among_the_runs_pictures(evaluated: Path) ->
         # Who is signed in, it asks a path that a server without users does not have.
         with opened(offline=False, forgiven="/mlflow/users/current") as shown:
             for name in ("curves.png", "captions.png"):
+                shown.goto("about:blank")  # another place of the same page is not read anew
                 shown.goto(f"{page}/{name}")
                 with Image.open(next((evaluated / "mlartifacts").rglob(name))) as image:
                     drawn = shown.locator(f"img[alt='{name}']").first
                     expect(drawn).to_have_js_property("naturalWidth", image.width, timeout=60_000)
+            shown.goto("about:blank")
             shown.goto(f"{page}/gallery.html")
             frame = shown.frame_locator("iframe")
             expect(frame.locator("#cards img").first).to_have_js_property("complete", True, timeout=60_000)

@@ -199,7 +199,7 @@ def test_a_training_that_is_killed_takes_its_recorder_along(repository: Path, op
 
 def test_ctrl_c_reaches_the_training_only(repository: Path) -> None:
     """A terminal sends it to both; the training decides, and its record says how it ended."""
-    code = TRAINING.replace("time.sleep(60)", "with record: time.sleep(60)")
+    code = TRAINING.replace("time.sleep(60)", "with record: print('in it', flush=True); time.sleep(60)")
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -208,8 +208,8 @@ def test_ctrl_c_reaches_the_training_only(repository: Path) -> None:
         start_new_session=True,
     ) as training:
         assert training.stdout
-        training.stdout.readline()
-        training.stdout.readline()
+        while training.stdout.readline() not in ("in it\n", ""):
+            pass
         os.killpg(training.pid, signal.SIGINT)
     assert [run.info.status for run in runs()] == ["KILLED"]
     (run,) = runs()
