@@ -9,8 +9,8 @@ JOBS ?= 2
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
-# Bytecode is written once, here: where Python may not write any, every command would compile torch and mlflow anew.
-export UV_COMPILE_BYTECODE ?= 1
+# Bytecode is written by who needs it first: where Python may not, every command would compile torch and mlflow anew.
+export PYTHONDONTWRITEBYTECODE :=
 # uv trusts what the system trusts (a company's certificate), and the index that pip was told of in the environment.
 export UV_SYSTEM_CERTS ?= true
 ifdef PIP_INDEX_URL
