@@ -105,7 +105,7 @@ def test_a_bare_ui_shows_the_gallery_among_the_runs_pictures(evaluated: Path) ->
             assert frame.locator("#count").inner_text() == "10 of 10 pictures"
             written = json.loads((evaluated / "reports/tiny/captions_test.json").read_text())
             said = [entry["caption"] for entry in written]
-            assert frame.locator("#cards .caption").all_inner_texts() == said
+            assert [text.strip() for text in frame.locator("#cards .caption").all_text_contents()] == said
             frame.locator("#search").fill(said[0].split()[-2])
             expect(frame.locator("#cards mark").first).to_be_visible()
             keep(shown, "gallery-mlflow")

@@ -226,9 +226,7 @@ def test_it_is_readable_for_all_at_any_width(
         page.select_option("#name", "plain")
         page.locator("#card summary").click()
         expect(page.locator("#about table")).to_be_visible()
-        expect(page.locator("#sentence button")).to_have_count(
-            0
-        )  # faded until the other has answered
+        expect(page.locator("#sentence button")).to_have_count(0)  # faded until the other has answered
         assert barriers(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.goto(f"{address}/docs")
