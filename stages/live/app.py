@@ -11,9 +11,9 @@ many requests are let in, the others get 429; each is answered within `patience`
 can names that only pretend to be this machine (guard.py).
 
 Why FastAPI with one small page and not Gradio, which ML people know better: FastAPI and uvicorn are here already,
-through MLflow, where Gradio brings three times as many packages, eighteen times the bytes, starts eight times later, and
-names gradio.app and GitHub in its page (tests/benchmarks/bench_frameworks.py); bounds on bytes, pixels and the queue, and
-batches, would have to be put into its server, which is FastAPI.
+through MLflow, where Gradio brings three times as many packages, eighteen times the bytes, starts eight times later,
+and names gradio.app and GitHub in its page (tests/benchmarks/bench_frameworks.py); bounds on bytes, pixels and the
+queue, and batches, would have to be put into its server, which is FastAPI.
 """
 
 from __future__ import annotations
