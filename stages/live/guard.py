@@ -1,4 +1,5 @@
-"""Who may ask the server: nobody from another origin, nobody under a name that is not the server's.
+"""Who may ask the server: nobody from another origin, nobody under a name that is not the server's; and whoever is
+refused hears why.
 
 A page anywhere can make a browser ask 127.0.0.1, and whoever owns a domain can let it point there (DNS rebinding), so
 that the browser takes the server's answers for the domain's own. Against the first the Origin is looked at, against the
@@ -7,6 +8,7 @@ second the Host: localhost, an address (which nobody can let point elsewhere), o
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +26,8 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+MOST = 128 << 20  # bytes of a refused request that are read to its end, and for how many seconds
+PATIENCE = 5.0
 NOTHING = "default-src 'none'; frame-ancestors 'none'"  # the policy of what is no page
 
 
@@ -48,24 +52,34 @@ class Guard:
             await self.app(scope, receive, send)
             return
         began = monotonic()
+        headers = Headers(scope=scope)
+        whole = False  # whether the request has come to its end
+
+        async def hear() -> Message:
+            nonlocal whole
+            message = await receive()
+            whole = whole or not message.get("more_body", False)
+            return message
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.update({**HEADERS, "Content-Security-Policy": self.policies.get(scope["path"], NOTHING)})
+                # A client that is told 100 only when its body is wanted sends none; a slow one has had its time.
+                if message["status"] >= 400 and message["status"] != 408 and not whole and "expect" not in headers:
+                    await to_the_end(hear)
+                answered = MutableHeaders(scope=message)
+                answered.update({**HEADERS, "Content-Security-Policy": self.policies.get(scope["path"], NOTHING)})
                 self.seen(scope, message["status"], monotonic() - began)
             await send(message)
 
-        headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self.ours(host):
             refusal = JSONResponse({"error": f"{host[:200]!r} is not a name of this server (see --name)"}, 421)
-            await refusal(scope, receive, answer)
+            await refusal(scope, hear, answer)
         elif origin is not None and origin.partition("://")[2].lower() != host.lower():
             refusal = JSONResponse({"error": f"pages of {origin[:200]!r} may not ask this server"}, 403)
-            await refusal(scope, receive, answer)
+            await refusal(scope, hear, answer)
         else:
-            await self.app(scope, receive, answer)
+            await self.app(scope, hear, answer)
 
     def ours(self, host: str) -> bool:
         """Whether a Host header, `name`, `name:port` or `[address]:port`, names this server."""
@@ -76,3 +90,13 @@ class Guard:
             ipaddress.ip_address(name)
             return True
         return False
+
+
+async def to_the_end(hear: Receive) -> None:
+    """Reads what is left of a request, so that its client hears the answer: to one that still sends, a server that has
+    answered and closed is a broken connection."""
+    left = MOST
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            while left > 0 and (message := await hear()).get("more_body", False):
+                left -= len(message["body"])

