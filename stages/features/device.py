@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h, man 3 mallopt
+
 
 def choose_device(wanted: str) -> torch.device:
     """`auto` is cuda, else mps, else cpu; a device that is named and not there is a ValueError.
 
-    A process that torchrun started takes the CUDA device of its place on the machine; mps cannot be shared.
+    A process that torchrun started takes the CUDA device of its place on the machine; mps cannot be shared. A process
+    that works on the CPU keeps its memory from then on (see `keep_memory`).
     """
     place, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and size == 1, "cpu": True}
@@ -23,7 +27,21 @@ def choose_device(wanted: str) -> torch.device:
         raise ValueError(f"device: {wanted} is not here (this machine has {present}): say `auto` or one of these")
     if wanted == "cuda" and place >= (devices := torch.cuda.device_count()):
         raise ValueError(f"launch.processes: this machine has {devices} CUDA devices: ask for no more processes")
+    if wanted == "cpu":
+        keep_memory()
     return torch.device(wanted, place) if wanted == "cuda" else torch.device(wanted)
+
+
+def keep_memory() -> None:
+    """Has malloc keep freed memory, up to 2 GiB, for the next tensor instead of giving it back to the system.
+
+    Otherwise Linux hands out every large tensor of every layer page by page and zeroed: half of the time in which an
+    EfficientNet looks at pictures, a seventh of a training step (tests/benchmarks/bench_memory.py). Without glibc it
+    does nothing.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, (1 << 31) - 1)):
+            mallopt(option, value)
 
 
 def bring(values: Tensor, device: torch.device) -> Tensor:
