@@ -120,6 +120,25 @@ def test_batched_beam_equals_one_by_one(name: str, beam: int) -> None:
     assert len({found[0].words for found in together}) > 5, "pictures differ, so captions do"
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_search_goes_on_until_the_candidates_are_found(name: str) -> None:
+    made = decoder(name)
+    seen = context(made, 12)
+    fewer, more = (beam_search([made], [seen], Decoding(3, 0.7, 9, candidates=count)) for count in (0, 8))
+    assert {len(own) for own in fewer} == {3}
+    assert max(len(own) for own in more) == 8
+    for i, (first, own) in enumerate(zip(fewer, more, strict=True)):
+        alone = tuple(part[i : i + 1] for part in seen)
+        assert {each.words for each in first} <= {each.words for each in own} or len(own) == 8
+        assert len({each.words for each in own}) == len(own) >= 3
+        assert [each.score for each in own] == sorted((each.score for each in own), reverse=True)
+        for each in own:
+            assert each.score == pytest.approx(score(made, alone, each.words, 0.7).score, abs=1e-4)
+    shown = decode([made], [seen], Decoding(3, 0.7, 9, candidates=8), bad_endings=(), numbers=range(12), consensus=None,
+                   pooled=torch.zeros(12, CHANNELS))  # fmt: skip
+    assert shown == [own[:3] for own in more], "only the best of them are shown, as many as the beam"
+
+
 def greedy(made: Decoder, seen: Context, max_words: int) -> tuple[int, ...]:
     """The likeliest word, again and again, written as plainly as can be."""
     state, word, written = made.start(seen, 1), START, []

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from stages.params import Section
+from stages.train.settings import DECODED
 
 
 class Sample(Section):
@@ -23,6 +24,7 @@ class Settings(Section):
     block_endings: bool | None
     neighbours: int | None = Field(ge=0, le=1000)
     consensus: float | None = Field(ge=0)
+    candidates: int | None = Field(ge=0, le=1000)
     sample: Sample | None
     batch: int = Field(ge=1, le=65536)
     device: Literal["auto", "cpu", "cuda", "mps"]
@@ -30,5 +32,4 @@ class Settings(Section):
 
     def decoding(self) -> dict[str, Any]:
         """What is to be decoded otherwise than the artifact says; None is as it says."""
-        names = ("beam", "length_penalty", "max_words", "block_trigrams", "block_endings", "neighbours", "consensus")
-        return {name: getattr(self, name) for name in names} | (self.sample.model_dump() if self.sample else {})
+        return {name: getattr(self, name) for name in DECODED} | (self.sample.model_dump() if self.sample else {})

@@ -1,6 +1,6 @@
 """From pictures to captions, whole batches at a time, by one decoder or by the mean of several.
 
-Shapes: P pictures still at work, K = beam, V vocabulary, T words written so far
+Shapes: P pictures still at work, K = beam, F finished captions that are wanted, V vocabulary, T words written so far
 
 Every operation is over (P, K); a picture whose captions are found leaves the beam search. Decoded in float32: in
 bfloat16 equal scores are common and their order depends on the batch.
@@ -35,13 +35,15 @@ class Decoding:
     block_endings: bool = False  # whether no caption ends with a word of vocabulary.BAD_ENDINGS
     neighbours: int = 0  # nearest training pictures, by what people said of which the best of the beam is chosen
     consensus: float = 10.0  # weight of agreeing with them, beside the score
+    candidates: int = 0  # captions that are found before one is chosen; 0: as many as `beam`
     top_p: float = 0.0  # above 0, words are drawn from the likeliest that hold this share of probability; no beam
     temperature: float = 1.0  # divides log-probabilities before words are drawn
     seed: int = 1  # of what is drawn
 
     def as_dict(self) -> dict[str, Any]:
         """What a score card and an artifact say: what is off is left out, so that older cards compare."""
-        off = {name for name in ("block_trigrams", "block_endings", "neighbours", "top_p") if not getattr(self, name)}
+        switches = ("block_trigrams", "block_endings", "neighbours", "candidates", "top_p")
+        off = {name for name in switches if not getattr(self, name)}
         off |= {"temperature", "seed"} if "top_p" in off else set()
         off |= {"consensus"} if "neighbours" in off else set()
         return {name: value for name, value in asdict(self).items() if name not in off}
@@ -80,14 +82,14 @@ def decode(
     else:
         found = beam_search(decoders, contexts, decoding, bad_endings)
     if not decoding.neighbours:
-        return found
+        return [own[: decoding.beam] for own in found]
     if consensus is None:
         raise ValueError(
             f"decoding: neighbours = {decoding.neighbours}, and this captioner remembers no training pictures: set it "
             "to 0, or train with train.neighbours above 0"
         )
     agreed = consensus.agreement(pooled, [[each.words for each in own] for own in found], decoding.neighbours)
-    return [by_value(own, each, decoding.consensus) for own, each in zip(found, agreed, strict=True)]
+    return [by_value(own, each, decoding.consensus)[: decoding.beam] for own, each in zip(found, agreed, strict=True)]
 
 
 def by_value(hypotheses: list[Hypothesis], agreement: NDArray[np.float64], weight: float) -> list[Hypothesis]:
@@ -100,14 +102,16 @@ def by_value(hypotheses: list[Hypothesis], agreement: NDArray[np.float64], weigh
 def beam_search(
     decoders: Sequence[Decoder], contexts: Sequence[Context], decoding: Decoding, bad_endings: Sequence[int] = ()
 ) -> list[list[Hypothesis]]:
-    """For each picture its finished captions, best first, at most `beam` of them.
+    """For each picture its finished captions, best first, as many as `beam` or `candidates`, whichever is more.
 
     At every word the `beam` best continuations live on; one that writes <end> while it is among the `beam` best is
-    finished, and a picture is done when `beam` captions are: so beam 1 is greedy decoding. At max_words every living
-    caption is closed with the probability of <end>. <unk> is never written and no caption is empty. Several decoders
+    finished, and a picture is done when `beam` captions are: so beam 1 is greedy decoding. With `candidates` it is done
+    when those are, later than it would be (2204.05424 calls candidates / beam the patience): alone that changes little,
+    but more to choose from is worth more than a wider beam. At max_words every living caption is closed with the
+    probability of <end>. <unk> is never written and no caption is empty. Several decoders
     vote by the mean of their log-probabilities.
     """
-    beam, device = decoding.beam, contexts[0][0].device
+    beam, wanted, device = decoding.beam, max(decoding.beam, decoding.candidates), contexts[0][0].device
     pictures = len(contexts[0][0])
     found: list[list[Hypothesis]] = [[] for _ in range(pictures)]
     at_work = torch.arange(pictures, device=device)
@@ -116,8 +120,8 @@ def beam_search(
     # Before the first word all captions of a picture are the same; only the first may be continued.
     scores = torch.full((pictures, beam), -torch.inf, device=device)
     scores[:, 0] = 0
-    best_scores = torch.full((pictures, beam), -torch.inf, device=device)
-    best_words = torch.full((pictures, beam, decoding.max_words), PAD, device=device)
+    best_scores = torch.full((pictures, wanted), -torch.inf, device=device)
+    best_words = torch.full((pictures, wanted, decoding.max_words), PAD, device=device)
 
     for length in range(1, decoding.max_words + 2):  # the length counts <end>
         log_probabilities = vote(decoders, written[:, :, -1], states, contexts)
@@ -132,7 +136,7 @@ def beam_search(
         normalised = (candidates / length**decoding.length_penalty).masked_fill(~ended, -torch.inf)[:, :beam]
         texts = take(written[:, :, 1:], parents[:, :beam])
         texts = torch.nn.functional.pad(texts, (0, decoding.max_words - texts.shape[-1]), value=PAD)
-        best_scores, order = torch.cat([best_scores, normalised], 1).topk(beam, sorted=True)
+        best_scores, order = torch.cat([best_scores, normalised], 1).topk(wanted, sorted=True)
         best_words = take(torch.cat([best_words, texts], 1), order)
 
         # Living: the K best that do not end.

@@ -46,6 +46,19 @@ class Finetune(Section):
     encoder_share: float = Field(gt=0, le=1)
 
 
+# What settings of train and of evaluate say of decoding.
+DECODED = (
+    "beam",
+    "length_penalty",
+    "max_words",
+    "block_trigrams",
+    "block_endings",
+    "neighbours",
+    "consensus",
+    "candidates",
+)
+
+
 class Settings(Section):
     decoder: Literal["show_tell", "attend"]
     embedding: int = Field(ge=8, le=8192)
@@ -74,6 +87,7 @@ class Settings(Section):
     block_endings: bool
     neighbours: int = Field(ge=0, le=1000)
     consensus: float = Field(ge=0)
+    candidates: int = Field(ge=0, le=1000)
     val_pictures: int = Field(ge=1)
     checkpoint_minutes: float = Field(gt=0)
     precision: Literal["auto", "float32", "bfloat16"]
@@ -85,8 +99,7 @@ class Settings(Section):
 
     def decoding(self) -> dict[str, Any]:
         """How captions are decoded, by val after each epoch and by default afterwards."""
-        names = ("beam", "length_penalty", "max_words", "block_trigrams", "block_endings", "neighbours", "consensus")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in DECODED}
 
     def plan(self) -> Plan:
         """Of learning from people's words."""
