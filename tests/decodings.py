@@ -1,0 +1,114 @@
+"""What every option of decoding is worth to a captioner, on val, by which defaults are chosen:
+
+    python tests/decodings.py models/pretrained/flickr8k_attend.safetensors > reports/decodings.md
+
+From a repository in which `dvc repro features` of its profile was run. Several captioners make several tables. Each row
+is held against the one that it changes, over the same pictures (paired bootstrap of their scores).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages import params
+from stages.evaluate.measure import caption
+from stages.evaluate.scorecard import diagnostics, paired
+from stages.features.device import choose_device, set_threads
+from stages.features.store import Features
+from stages.fetch.captions import read_captions
+from stages.fetch.pictures import Pictures
+from stages.scorers.score import Judge
+from stages.train.artifact import Artifact
+from stages.train.decoding import Decoding
+
+START = Decoding(beam=1, length_penalty=0.7, max_words=20)
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (the row that it changes, its changes)
+    "greedy": ("", {}),
+    "beam 3": ("greedy", {"beam": 3}),
+    "beam 5": ("beam 3", {"beam": 5}),
+    "beam 5, length_penalty 0": ("beam 5", {"length_penalty": 0.0}),
+    "beam 5, length_penalty 1": ("beam 5", {"length_penalty": 1.0}),
+    "beam 5, block_trigrams": ("beam 5", {"block_trigrams": True}),
+    "beam 5, block_endings": ("beam 5", {"block_endings": True}),
+    "beam 5, candidates 10": ("beam 5", {"candidates": 10}),
+    "beam 5, 30 neighbours": ("beam 5", {"neighbours": 30}),
+    "beam 5, 30 neighbours, candidates 10": ("beam 5, 30 neighbours", {"candidates": 10}),
+    "beam 5, 30 neighbours, candidates 20": ("beam 5, 30 neighbours, candidates 10", {"candidates": 20}),
+    "beam 5, 20 neighbours, candidates 10": ("beam 5, 30 neighbours, candidates 10", {"neighbours": 20}),
+    "beam 5, 60 neighbours, candidates 10": ("beam 5, 30 neighbours, candidates 10", {"neighbours": 60}),
+    "beam 5, 30 neighbours, candidates 10, consensus 5": (
+        "beam 5, 30 neighbours, candidates 10",
+        {"consensus": 5.0},
+    ),
+    "beam 5, 30 neighbours, candidates 10, consensus 20": (
+        "beam 5, 30 neighbours, candidates 10",
+        {"consensus": 20.0},
+    ),
+    "beam 10, 30 neighbours": ("beam 5, 30 neighbours", {"beam": 10}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python tests/decodings.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("captioners", metavar="FILE", nargs="+", type=Path)
+    options = parser.parse_args()
+    profile, _ = params.read("evaluate")
+    set_threads(1)
+    data, device = Path("data") / profile, choose_device("cpu")
+    pictures = read_captions(data / "captions_val.json")
+    features, archives = Features(data / "features"), Pictures(data / "pictures")
+    references = {picture.id: picture.captions for picture in pictures}
+    judge = Judge(references)
+    print("# Decoding, option by option\n")
+    print(f"`python tests/decodings.py {' '.join(map(str, options.captioners))}`, profile {profile}: the", end=" ")
+    print(f"{len(pictures)} pictures of val. CIDEr-D and BLEU-4 in percent; the difference in CIDEr-D, with its 95%")
+    print("interval, is to the row that is named; minutes are of one thread, with everything that is read.")
+    for path in options.captioners:
+        artifact = Artifact.load(path)
+        decodings: dict[str, Decoding] = {}
+        captions: dict[str, dict[int, str]] = {}
+        print(f"\n## {path.stem}, weights {artifact.weights_sha256[:8]}\n")
+        print("| decoding | CIDEr-D | BLEU-4 | words | different words | CIDEr-D over | of | minutes |")
+        print("|---|---:|---:|---:|---:|---:|---|---:|")
+        for name, (before, changes) in ROWS.items():
+            began = time.monotonic()
+            decodings[name] = decodings.get(before, START).but(**changes)
+            one = {"val": pictures}
+            captions[name] = caption(
+                [artifact], one, features, archives, decodings[name], batch=128, device=torch.device(device)
+            )["val"]
+            minutes = (time.monotonic() - began) / 60
+            scores = judge.score(captions[name], with_meteor=False)
+            found, shown = scores.metrics(), diagnostics(scores, frozenset())
+            cells = [
+                name,
+                percent(found["cider"]),
+                percent(found["bleu_4"]),
+                f"{shown['mean_words']:.1f}",
+                f"{shown['distinct_words']:.0f}",
+                over(captions[name], captions[before], references) if before else "",
+                before,
+                f"{minutes:.1f}",
+            ]
+            print(f"| {' | '.join(cells)} |", flush=True)
+            print(f"{path.stem}: {name}", file=sys.stderr)
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def over(captions: dict[int, str], others: dict[int, str], references: dict[int, tuple[str, ...]]) -> str:
+    """By how much captions score better than others of the same pictures, in points of CIDEr-D."""
+    better = paired(captions, others, references, resamples=1000)["cider"]
+    return f"{100 * better['value']:+.1f} ({100 * better['low']:+.1f} to {100 * better['high']:+.1f})"
+
+
+if __name__ == "__main__":
+    main()
