@@ -20,6 +20,7 @@ from stages.files import sha256
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DVC = Path(sys.executable).with_name("dvc")
+NO_JAVA = REPOSITORY / "tests" / "no_java"
 
 
 def tiny(**fetch: Any) -> dict[str, Any]:
@@ -69,14 +70,18 @@ def commit(root: Path, message: str) -> None:
     git(root, "commit", "-qm", message)
 
 
+def search(*folders: Path) -> str:
+    """PATH with this Python first, then these folders."""
+    return os.pathsep.join([*map(str, (DVC.parent, *folders)), os.environ["PATH"]])
+
+
 def environment(root: Path) -> dict[str, str]:
-    """What `dvc` and stages run under: this Python first, the repository's own stages, one thread."""
+    """What `dvc` and stages run under: this Python first, the repository's own stages, one thread, no METEOR."""
     own = {name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "MLFLOW_TRACKING_URI")}
-    path = f"{DVC.parent}{os.pathsep}{os.environ['PATH']}"
     git_user = {f"GIT_{who}_{what}": "t@t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     # No PYTHONPATH: `python -m stages.X` finds the stages of the folder it is started in, also in `exp run --temp`.
     own.pop("PYTHONPATH", None)
-    return {**own, **git_user, "PATH": path, "OMP_NUM_THREADS": "1"}
+    return {**own, **git_user, "PATH": search(NO_JAVA), "OMP_NUM_THREADS": "1"}
 
 
 def dvc(root: Path, *arguments: str, expect: int = 0, **more: str) -> str:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from browser import keep, opened
 from PIL import Image
+from pipelines import NO_JAVA, search
 from playwright.sync_api import expect
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
@@ -30,9 +31,8 @@ from stages.train.artifact import read_metadata
 
 def stage(root: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"stages.{name}", *arguments]
-    return subprocess.run(
-        command, cwd=root, env=environment(root), capture_output=True, text=True, timeout=180, check=False
-    )
+    where = environment(root) | {"PATH": search(NO_JAVA)}
+    return subprocess.run(command, cwd=root, env=where, capture_output=True, text=True, timeout=180, check=False)
 
 
 @pytest.fixture(scope="module")

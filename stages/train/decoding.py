@@ -44,7 +44,7 @@ class Decoding:
         """What a score card and an artifact say: what is off is left out, so that older cards compare."""
         switches = ("block_trigrams", "block_endings", "neighbours", "candidates", "top_p")
         off = {name for name in switches if not getattr(self, name)}
-        off |= {"temperature", "seed"} if "top_p" in off else set()
+        off |= {"temperature", "seed"} if "top_p" in off else {"candidates"}  # what is drawn is not searched for
         off |= {"consensus"} if "neighbours" in off else set()
         return {name: value for name, value in asdict(self).items() if name not in off}
 
