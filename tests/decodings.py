@@ -1,6 +1,6 @@
 """What every option of decoding is worth to a captioner, on val, by which defaults are chosen:
 
-    python tests/decodings.py models/pretrained/flickr8k_attend.safetensors > reports/decodings.md
+    python tests/decodings.py models/pretrained/flickr8k_self_critical.safetensors > reports/decodings.md
 
 From a repository in which `dvc repro features` of its profile was run. Several captioners make several tables. Each row
 is held against the one that it changes, over the same pictures (paired bootstrap of their scores).

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_caption.py [MODEL] [ROUNDS]
 
-MODEL is a captioner (models/pretrained/flickr8k_attend.safetensors, after `dvc pull`). Pictures are drawn photographs'
+MODEL is a captioner (models/pretrained/flickr8k_self_critical.safetensors, after `dvc pull`). Pictures are drawn photographs'
 size, 640 x 480 in JPEG; warm is from the file to the text, one picture at a time, beam as the model says.
 """
 
@@ -21,7 +21,7 @@ from PIL import Image
 from stages.caption import open_picture
 from stages.evaluate.captioner import Captioner
 
-MODEL = "models/pretrained/flickr8k_attend.safetensors"
+MODEL = "models/pretrained/flickr8k_self_critical.safetensors"
 
 
 def photograph(path: Path, seed: int) -> Path:
