@@ -75,7 +75,7 @@ def test_sample_is_the_same_in_two_clones(tmp_path: Path, template: Path) -> Non
 def test_kill_9_at_any_moment_changes_nothing(straight: Path, tmp_path: Path, template: Path) -> None:
     """A few moments; reports/kills.md has those of `python tests/kills.py 50`."""
     seconds = float((straight / "seconds").read_text())
-    hit = chain(tmp_path / "killed", template, seconds, 2, random.Random(11))
+    hit, _ = chain(tmp_path / "killed", template, seconds, 2, random.Random(11))
     assert hit
     assert list(differences(tmp_path / "killed", straight)) == []
 

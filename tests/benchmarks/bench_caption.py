@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_caption.py [MODEL] [ROUNDS]
 
-MODEL is a captioner (models/pretrained/flickr8k_self_critical.safetensors, after `dvc pull`). Pictures are drawn photographs'
-size, 640 x 480 in JPEG; warm is from the file to the text, one picture at a time, beam as the model says.
+MODEL is a captioner (models/pretrained/flickr8k_self_critical.safetensors, after `dvc pull`). Pictures are drawn, as large
+as photographs, 640 x 480 in JPEG; warm is from the file to the text, one picture at a time, beam as the model says.
 """
 
 from __future__ import annotations
