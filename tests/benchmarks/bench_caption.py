@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_caption.py [MODEL] [ROUNDS]
 
-MODEL is a captioner (models/pretrained/flickr8k_self_critical.safetensors, after `dvc pull`). Pictures are drawn, as large
-as photographs, 640 x 480 in JPEG; warm is from the file to the text, one picture at a time, beam as the model says.
+MODEL is a captioner, or the one that `caption` takes by itself after `dvc pull`. Pictures are drawn, as large as
+photographs, 640 x 480 in JPEG; warm is from the file to the text, one picture at a time, beam as the model says.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from stages.caption import open_picture
+from stages.caption import PRETRAINED, open_picture
 from stages.evaluate.captioner import Captioner
-
-MODEL = "models/pretrained/flickr8k_self_critical.safetensors"
 
 
 def photograph(path: Path, seed: int) -> Path:
@@ -36,7 +34,7 @@ def photograph(path: Path, seed: int) -> Path:
 
 
 def main() -> None:
-    model = sys.argv[1] if len(sys.argv) > 1 else MODEL
+    model = sys.argv[1] if len(sys.argv) > 1 else str(PRETRAINED)
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     with tempfile.TemporaryDirectory() as folder:
         paths = [photograph(Path(folder) / f"{i}.jpg", i) for i in range(20)]
