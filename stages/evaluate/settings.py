@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pydantic import Field
 
 from stages.params import Section
-from stages.train.settings import DECODED
 
 
 class Sample(Section):
@@ -32,4 +31,5 @@ class Settings(Section):
 
     def decoding(self) -> dict[str, Any]:
         """What is to be decoded otherwise than the artifact says; None is as it says."""
-        return {name: getattr(self, name) for name in DECODED} | (self.sample.model_dump() if self.sample else {})
+        kept = {"sample", "batch", "device", "resamples"}
+        return self.model_dump(exclude=kept) | (self.sample.model_dump() if self.sample else {})

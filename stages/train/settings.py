@@ -46,19 +46,6 @@ class Finetune(Section):
     encoder_share: float = Field(gt=0, le=1)
 
 
-# What settings of train and of evaluate say of decoding.
-DECODED = (
-    "beam",
-    "length_penalty",
-    "max_words",
-    "block_trigrams",
-    "block_endings",
-    "neighbours",
-    "consensus",
-    "candidates",
-)
-
-
 class Settings(Section):
     decoder: Literal["show_tell", "attend"]
     embedding: int = Field(ge=8, le=8192)
@@ -99,7 +86,8 @@ class Settings(Section):
 
     def decoding(self) -> dict[str, Any]:
         """How captions are decoded, by val after each epoch and by default afterwards."""
-        return {name: getattr(self, name) for name in DECODED}
+        first = ("beam", "length_penalty", "max_words", "block_trigrams", "block_endings")
+        return {name: getattr(self, name) for name in (*first, "neighbours", "consensus", "candidates")}
 
     def plan(self) -> Plan:
         """Of learning from people's words."""
