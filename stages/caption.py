@@ -204,7 +204,7 @@ def open_picture(path: Path, at_least: int) -> Image.Image:
     return decode(path.read_bytes(), at_least=at_least)
 
 
-PRETRAINED = Path("models/pretrained/flickr8k_attend.safetensors")  # the best of those that `dvc pull` brings
+PRETRAINED = Path("models/pretrained/flickr8k_lite2.safetensors")  # the best of those that `dvc pull` brings
 
 
 def find_model() -> Path:
