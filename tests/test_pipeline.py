@@ -61,7 +61,7 @@ def test_it_is_up_to_date_and_the_same_when_made_again(repository: Path) -> None
 
 
 def test_sample_is_the_same_in_two_clones(tmp_path: Path, template: Path) -> None:
-    """With the profile's own settings but for few pictures, epochs and resamples; reports/twice.md has all of it."""
+    """With the profile's own settings but for few pictures, epochs and resamples; `python tests/twice.py` does it with all of it."""
     block = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["sample"]
     block["fetch"]["pictures"], block["train"]["epochs"], block["evaluate"]["resamples"] = 120, 2, 20
     one, other = (make_repository(tmp_path / name, template, sample=block) for name in ("one", "other"))
@@ -75,9 +75,13 @@ def test_sample_is_the_same_in_two_clones(tmp_path: Path, template: Path) -> Non
 def test_kill_9_at_any_moment_changes_nothing(straight: Path, tmp_path: Path, template: Path) -> None:
     """A few moments; reports/kills.md has those of `python tests/kills.py 50`."""
     seconds = float((straight / "seconds").read_text())
-    hit, _ = chain(tmp_path / "killed", template, seconds, 2, random.Random(11))
+    for share in (1.0, 0.5, 0.2):  # where the machine is less busy than it was then, it is over before it is killed
+        root = tmp_path / f"killed-{share}"
+        hit, _ = chain(root, template, share * seconds, 2, random.Random(11))
+        if hit:
+            break
     assert hit
-    assert list(differences(tmp_path / "killed", straight)) == []
+    assert list(differences(root, straight)) == []
 
 
 def stage(root: Path, name: str, *before: str, prepare: Callable[[], None] | None = None) -> str:
