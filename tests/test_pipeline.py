@@ -61,7 +61,7 @@ def test_it_is_up_to_date_and_the_same_when_made_again(repository: Path) -> None
 
 
 def test_sample_is_the_same_in_two_clones(tmp_path: Path, template: Path) -> None:
-    """With the profile's own settings but for few pictures, epochs, resamples; `python tests/twice.py` takes all of it."""
+    """With the profile's settings, but few pictures, epochs, resamples; `python tests/twice.py` takes all of them."""
     block = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["sample"]
     block["fetch"]["pictures"], block["train"]["epochs"], block["evaluate"]["resamples"] = 120, 2, 20
     one, other = (make_repository(tmp_path / name, template, sample=block) for name in ("one", "other"))
