@@ -31,5 +31,5 @@ class Settings(Section):
 
     def decoding(self) -> dict[str, Any]:
         """What is to be decoded otherwise than the artifact says; None is as it says."""
-        kept = {"sample", "batch", "device", "resamples"}
-        return self.model_dump(exclude=kept) | (self.sample.model_dump() if self.sample else {})
+        of_other_things = {"sample", "batch", "device", "resamples"}
+        return self.model_dump(exclude=of_other_things) | (self.sample.model_dump() if self.sample else {})

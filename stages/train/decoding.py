@@ -1,6 +1,6 @@
 """From pictures to captions, whole batches at a time, by one decoder or by the mean of several.
 
-Shapes: P pictures still at work, K = beam, F finished captions that are wanted, V vocabulary, T words written so far
+Shapes: P pictures still at work, K = beam, V vocabulary, T words written so far
 
 Every operation is over (P, K); a picture whose captions are found leaves the beam search. Decoded in float32: in
 bfloat16 equal scores are common and their order depends on the batch.
@@ -81,15 +81,15 @@ def decode(
         found = nucleus(decoders, contexts, decoding, bad_endings, numbers)
     else:
         found = beam_search(decoders, contexts, decoding, bad_endings)
-    if not decoding.neighbours:
-        return [own[: decoding.beam] for own in found]
-    if consensus is None:
-        raise ValueError(
-            f"decoding: neighbours = {decoding.neighbours}, and this captioner remembers no training pictures: set it "
-            "to 0, or train with train.neighbours above 0"
-        )
-    agreed = consensus.agreement(pooled, [[each.words for each in own] for own in found], decoding.neighbours)
-    return [by_value(own, each, decoding.consensus)[: decoding.beam] for own, each in zip(found, agreed, strict=True)]
+    if decoding.neighbours:
+        if consensus is None:
+            raise ValueError(
+                f"decoding: neighbours = {decoding.neighbours}, and this captioner remembers no training pictures: set "
+                "it to 0, or train with train.neighbours above 0"
+            )
+        agreed = consensus.agreement(pooled, [[each.words for each in own] for own in found], decoding.neighbours)
+        found = [by_value(own, each, decoding.consensus) for own, each in zip(found, agreed, strict=True)]
+    return [own[: decoding.beam] for own in found]
 
 
 def by_value(hypotheses: list[Hypothesis], agreement: NDArray[np.float64], weight: float) -> list[Hypothesis]:
@@ -108,8 +108,8 @@ def beam_search(
     finished, and a picture is done when `beam` captions are: so beam 1 is greedy decoding. With `candidates` it is done
     when those are, later than it would be (2204.05424 calls candidates / beam the patience): alone that changes little,
     but more to choose from is worth more than a wider beam. At max_words every living caption is closed with the
-    probability of <end>. <unk> is never written and no caption is empty. Several decoders
-    vote by the mean of their log-probabilities.
+    probability of <end>. <unk> is never written and no caption is empty. Several decoders vote by the mean of their
+    log-probabilities.
     """
     beam, wanted, device = decoding.beam, max(decoding.beam, decoding.candidates), contexts[0][0].device
     pictures = len(contexts[0][0])
