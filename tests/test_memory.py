@@ -12,7 +12,7 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 from stages.train.artifact import Artifact, ArtifactError
 from stages.train.decoders import Shape, build
 from stages.train.decoding import Decoding, Hypothesis, by_value, decode
-from stages.train.memory import Consensus, Memory
+from stages.train.memory import FADING, Consensus, Memory
 from stages.vocab.vocabulary import END, SPECIALS, START, Vocabulary
 
 VOCABULARY = Vocabulary((*SPECIALS, *(f"word{i}" for i in range(12))))
@@ -38,18 +38,21 @@ def test_the_nearest_pictures_are_those_by_a_singular_value_decomposition(consen
     roots = (singular**2 / PICTURES) ** 0.25
     own, others = (each @ directions.T / roots for each in (own, others))
     cosine = torch.nn.functional.cosine_similarity(own[:, None], others[None], dim=-1)
-    assert consensus.memory.near(new, 5).tolist() == cosine.topk(5).indices.tolist()
-    assert consensus.memory.near(POOLED, 1)[:, 0].tolist() == [*range(PICTURES)], "each is nearest to itself"
-    assert consensus.memory.near(new, 1000).shape == (6, PICTURES)
+    near, weights = consensus.memory.near(new, 5)
+    assert near.tolist() == cosine.topk(5).indices.tolist()
+    expected = torch.softmax(cosine.topk(5).values / FADING, -1)
+    np.testing.assert_allclose(weights, expected, rtol=0.02)  # directions are kept in float16
+    assert consensus.memory.near(POOLED, 1)[0][:, 0].tolist() == [*range(PICTURES)], "each is nearest to itself"
+    assert consensus.memory.near(new, 1000)[0].shape == (6, PICTURES)
 
 
-def test_agreement_is_the_mean_of_pycocoevalcaps_cider_d_over_the_neighbours(consensus: Consensus) -> None:
+def test_agreement_is_the_weighted_mean_of_pycocoevalcaps_cider_d_over_the_neighbours(consensus: Consensus) -> None:
     generator = np.random.default_rng(3)
     new = POOLED[[3, 17]] + 0.1
     captions = [[tuple(generator.integers(4, 16, length).tolist()) for length in (4, 7)] for _ in range(2)]
     captions[1].append(tuple(CAPTIONS[17][0][1:-1]))
     found = consensus.agreement(new, captions, neighbours=6)
-    near = consensus.memory.near(new, 6)
+    near, weights = consensus.memory.near(new, 6)
     said = [[VOCABULARY.decode(caption) for caption in own] for own in CAPTIONS]
     for picture, own in enumerate(captions):
         for place, caption in enumerate(own):
@@ -58,7 +61,7 @@ def test_agreement_is_the_mean_of_pycocoevalcaps_cider_d_over_the_neighbours(con
                 scorer += (VOCABULARY.decode(caption), references)
             scorer.compute_cider()
             _, each = scorer.compute_score()
-            assert found[picture][place] == pytest.approx(each[near[picture]].mean(), abs=1e-6)
+            assert found[picture][place] == pytest.approx(each[near[picture]] @ weights[picture], abs=1e-6)
     assert found[1].argmax() == 2, "what was said of the picture itself agrees most"
 
 

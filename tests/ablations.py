@@ -1,0 +1,235 @@
+"""What every option of training is worth, over several seeds: the rows of reports/ablations.md.
+
+    python tests/ablations.py train WORK [--profile flickr8k] [--rows NAME ...] [--seeds 1 2 3] [--jobs 2]
+    python tests/ablations.py table WORK [--profile flickr8k] [--split val] > reports/ablations.md
+
+From a repository in which the profile's features were made. `train` runs the stage, on one thread each, in a
+folder of WORK for every row and seed, with the profile's settings but for the row's changes; what is done is not done
+again, and what was killed goes on. `table` has all captioners that are in WORK caption a split, and holds each row
+against the one that it changes: over the same pictures and the same seeds (paired bootstrap of the means over seeds).
+Options are judged on val; test is for rows that are chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from stages.evaluate.measure import caption
+from stages.evaluate.results import read_results, write_results
+from stages.evaluate.scorecard import SEED, diagnostics
+from stages.features.device import set_threads
+from stages.features.store import Features
+from stages.fetch.captions import Picture, read_captions
+from stages.files import whole, write_json
+from stages.scorers.bootstrap import interval, resampled_sums
+from stages.scorers.score import Judge, Scores
+from stages.train.artifact import Artifact
+from stages.train.decoders import build
+
+CROSS_ENTROPY = {"self_critical.epochs": 0}
+SHOW_TELL = {"decoder": "show_tell", "captions_per_picture": 1, "epochs": 12}
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (the row that it changes, its changes of section train)
+    "attend": ("", CROSS_ENTROPY),
+    "show_tell": ("attend", SHOW_TELL),
+    "self-critical": ("attend", {"self_critical.epochs": 3}),
+    "label_smoothing 0": ("attend", {"label_smoothing": 0.0}),
+    "dropout 0.3": ("attend", {"dropout": 0.3}),
+    "own_words 0.25": ("attend", {"own_words": 0.25}),
+    "tied": ("attend", {"tied": True}),
+    "average 0.999": ("attend", {"average": 0.999}),
+    "no mirrored views": ("attend", {"features.mirror": False}),
+    "constant rate": ("attend", {"schedule": "constant"}),
+    "12 epochs": ("attend", {"epochs": 12}),
+    "hidden 768": ("attend", {"hidden": 768, "embedding": 768}),
+}
+
+
+def changes(row: str) -> dict[str, Any]:
+    """All that a row says, the rows that it changes included."""
+    before, own = ROWS[row]
+    return (changes(before) if before else {}) | own
+
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+def place(work: Path, row: str, seed: int) -> Path:
+    """The folder of one training."""
+    return work / f"{row.replace(' ', '_')}-{seed}"
+
+
+def train(work: Path, profile: str, row: str, seed: int) -> None:
+    """Runs the stage in its folder, unless that is done; raises CalledProcessError where it fails."""
+    folder = place(work, row, seed)
+    if (folder / "minutes").exists():
+        return
+    (folder / "models" / profile).mkdir(parents=True, exist_ok=True)
+    document = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    document["profile"], asked = profile, changes(row)
+    mirrored = asked.pop("features.mirror", None)
+    for key, value in ({"threads": 1, "seed": seed} | asked).items():
+        section = document[profile]["train"]
+        *above, last = key.split(".")
+        for name in above:
+            section = section[name]
+        section[last] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    link(Path("data") / profile, folder / "data" / profile, mirrored)
+    began = time.time()
+    with (folder / "log").open("a", encoding="utf-8") as log:
+        environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "stages.train"]
+        subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, check=True)
+    if row == "self-critical":
+        first_part(folder / "models" / profile, place(work, "attend", seed), began)
+    done(folder, time.time() - began)
+
+
+def done(folder: Path, seconds: float) -> None:
+    """Notes that a training is finished, and how long it took."""
+    with whole(folder / "minutes") as draft:
+        draft.write_text(f"{seconds / 60:.0f}\n", encoding="utf-8")
+    print(f"{folder.name}: {seconds / 60:.0f} minutes", flush=True)
+
+
+def link(data: Path, there: Path, mirrored: bool | None) -> None:
+    """The profile's data once more, as links; with another word on whether mirrored views are to be used."""
+    (there / "features").mkdir(parents=True, exist_ok=True)
+    for path in [*data.iterdir(), *(data / "features").iterdir()]:
+        here = there / path.relative_to(data)
+        if path.name != "features" and not here.exists():
+            here.symlink_to(path.resolve())
+    if mirrored is not None:
+        index = json.loads((data / "features" / "index.json").read_text(encoding="utf-8"))
+        (there / "features" / "index.json").unlink()
+        write_json(there / "features" / "index.json", index | {"mirror": mirrored})
+
+
+def first_part(models: Path, folder: Path, began: float) -> None:
+    """What a self-critical training began with is what cross-entropy alone ends with: it is not trained twice."""
+    checkpoint = models / "unfinished_CrossEntropy.pt"
+    last = Artifact.load(models / "captioner.safetensors")
+    decoder = build(last.decoder.shape)
+    decoder.load_state_dict(torch.load(checkpoint, weights_only=True)["best"])
+    there = folder / "models" / models.name
+    there.mkdir(parents=True, exist_ok=True)
+    dataclasses.replace(last, decoder=decoder).save(there / "captioner.safetensors")
+    done(folder, checkpoint.stat().st_mtime - began)
+
+
+# --- table ------------------------------------------------------------------------------------------------------------
+
+
+class Split(NamedTuple):
+    """What captioners are scored on."""
+
+    name: str
+    pictures: Sequence[Picture]
+    features: Features
+    judge: Judge
+
+
+class Told(NamedTuple):
+    """What one captioner said of a split."""
+
+    scores: Scores
+    minutes: float
+
+
+def tell(folder: Path, split: Split) -> Told:
+    """The scores of the captioner in `folder`; what it says is written there and read the next time."""
+    captions, (path,) = folder / f"captions_{split.name}.json", folder.glob("models/*/captioner.safetensors")
+    if not captions.exists():
+        artifact, device = Artifact.load(path), torch.device("cpu")
+        asked = {split.name: split.pictures}
+        found = caption([artifact], asked, split.features, None, artifact.decoding, batch=128, device=device)
+        write_results(captions, found[split.name])
+    said = read_results(captions, {picture.id: picture.captions for picture in split.pictures})
+    return Told(split.judge.score(said), float((folder / "minutes").read_text()))
+
+
+def cells(own: Mapping[int, Told], before: Mapping[int, Told]) -> list[str]:
+    """A row's numbers: means over its seeds, and how far seeds lie apart."""
+    metrics = [each.scores.metrics() for each in own.values()]
+    words = [diagnostics(each.scores, frozenset()) for each in own.values()]
+    gains = [own[seed].scores.cider - before[seed].scores.cider for seed in own if seed in before]
+    cider = [100 * (each["cider"] or 0.0) for each in metrics]
+    spread = f" ± {np.std(cider, ddof=1):.1f}" if len(cider) > 1 else ""
+
+    def mean(name: str) -> str:
+        values = [each[name] for each in metrics]
+        return "" if None in values else f"{100 * np.mean([value or 0.0 for value in values]):.1f}"
+
+    return [
+        str(len(own)),
+        f"{np.mean(cider):.1f}{spread}",
+        mean("bleu_4"),
+        mean("meteor"),
+        f"{np.mean([each['mean_words'] for each in words]):.1f}",
+        f"{np.mean([each['distinct_words'] for each in words]):.0f}",
+        difference(np.mean(gains, 0)) if gains else "",
+        f"{np.mean([each.minutes for each in own.values()]):.0f}",
+    ]
+
+
+def difference(of_pictures: NDArray[np.float64]) -> str:
+    """The mean of pictures' differences in CIDEr-D (N,), in points, with its 95% interval."""
+    means = resampled_sums(of_pictures[:, None], 1000, SEED)[:, 0] / len(of_pictures)
+    low, high = interval(means)
+    return f"{100 * of_pictures.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def table(work: Path, profile: str, name: str) -> None:
+    """Prints every row that was trained."""
+    data = Path("data") / profile
+    pictures = read_captions(data / f"captions_{name}.json")
+    judge = Judge({picture.id: picture.captions for picture in pictures})
+    split = Split(name, pictures, Features(data / "features"), judge)
+    print("| training | seeds | CIDEr-D | BLEU-4 | METEOR | words | different words | CIDEr-D over | of | minutes |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---|---:|")
+    rows: dict[str, dict[int, Told]] = {}
+    for row, (before, _) in ROWS.items():
+        folders = {seed: place(work, row, seed) for seed in range(1, 100)}
+        rows[row] = {seed: tell(folder, split) for seed, folder in folders.items() if (folder / "minutes").exists()}
+        if rows[row]:
+            *numbers, over, minutes = cells(rows[row], rows.get(before, {}))
+            print(f"| {' | '.join([row, *numbers, over, before if over else '', minutes])} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python tests/ablations.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("train", "table"))
+    parser.add_argument("work", type=Path, help="a folder for what is trained, some 100 MB each")
+    parser.add_argument("--profile", default="flickr8k")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--split", choices=("val", "test"), default="val")
+    options = parser.parse_args()
+    set_threads(1)
+    if options.what == "table":
+        table(options.work, options.profile, options.split)
+        return
+    with ThreadPoolExecutor(options.jobs) as pool:
+        asked = [(row, seed) for row in options.rows for seed in options.seeds]
+        for _ in pool.map(lambda each: train(options.work, options.profile, *each), asked):
+            pass
+
+
+if __name__ == "__main__":
+    main()
