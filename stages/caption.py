@@ -62,7 +62,7 @@ def command() -> None:
         read: list[tuple[Path, Image.Image]] = []
         for path in batch:
             try:
-                read.append((path, open_picture(path, captioner.preprocessing.size)))
+                read.append((path, open_picture(path, captioner.at_least)))
             except (PictureError, OSError) as error:
                 failed += 1
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else error

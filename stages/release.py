@@ -6,7 +6,7 @@ anew from that very file. Then, to bring both to everybody:
     dvc add models/pretrained/NAME.safetensors && dvc push && git add models/pretrained dvcstore
 
 With `--remember` the captioner NAME is published again, trained no further: it is given the profile's training
-pictures to remember, and decodes as the profile's train section says from then on (beam, neighbours, consensus).
+pictures to remember, unless it remembers some, and decodes as the profile's train section says from then on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from stages import params
-from stages.evaluate.measure import caption, check_features, judge
+from stages.evaluate.measure import caption, judge, unlike
 from stages.features.device import choose_device
 from stages.features.store import Features
 from stages.fetch.captions import read_captions
@@ -57,7 +57,7 @@ def main() -> None:
     pictures = {split: read_captions(data / f"captions_{split}.json") for split in ("train", "val", "test")}
     asked = {split: pictures[split] for split in ("val", "test")}
     device = choose_device(settings.device)
-    archives = Pictures(data / "pictures") if trained.tuned else None
+    archives = Pictures(data / "pictures") if unlike(trained, features) else None
     found, before = (
         caption([each], asked, features, archives, each.decoding, batch=settings.batch, device=device)
         for each in (published, trained)
@@ -69,8 +69,8 @@ def main() -> None:
         older = about.read_text(encoding="utf-8")
         commit, made = older.partition("from commit `")[2].partition("`")[0], older[older.index(PUBLISHED) :]
         made = (
-            f"It was given its memory after it had been trained and published: `python -m stages.release "
-            f"{options.name} --remember`. What follows is of the training.\n\n{made}"
+            f"What it remembers, or how it is decoded, was decided after it had been trained and published: `python -m "
+            f"stages.release {options.name} --remember`. What follows is of the training.\n\n{made}"
         )
     else:
         record = read_json(models / "run.json")
@@ -89,11 +89,12 @@ def main() -> None:
 
 
 def with_memory(artifact: Artifact, data: Path, decoding: Decoding) -> Artifact:
-    """The same captioner, with the training pictures of a profile to remember and to be asked by `decoding`."""
+    """The same captioner, asked by `decoding`, with the training pictures of a profile where it remembers none."""
+    if artifact.memory:
+        return replace(artifact, decoding=decoding)
     features = Features(data / "features")
-    check_features(artifact, features)
-    if artifact.tuned:
-        raise ValueError("the encoder of this captioner was tuned, features are of another: train it with neighbours")
+    if other := unlike(artifact, features):
+        raise ValueError(f"{other}: train it with neighbours, or make its features")
     examples = Examples.of(read_captions(data / "captions_train.json"), features, "train", artifact.vocabulary)
     pooled = torch.from_numpy(features.read("train", "pooled", examples.rows)).float()
     memory = Memory.of(pooled, examples.captions)

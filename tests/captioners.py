@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.features.encoders import EfficientNetLite0
+from stages.features.encoders import EfficientNetLite0, Encoder
 from stages.train.artifact import Artifact
 from stages.train.decoders import Shape, build
 from stages.train.decoding import Decoding
@@ -16,24 +16,30 @@ from stages.vocab.vocabulary import SPECIALS, Vocabulary
 
 
 def save_captioner(
-    path: Path, seed: int = 0, encoder_hash: str | None = None, decoder: str = "show_tell", resize: str = "squash"
+    path: Path,
+    seed: int = 0,
+    encoder_hash: str | None = None,
+    decoder: str = "show_tell",
+    resize: str = "squash",
+    encoder: type[Encoder] = EfficientNetLite0,
+    size: int = 64,
 ) -> Path:
     """An artifact with drawn weights, whose captions differ from picture to picture."""
     torch.manual_seed(seed)
     vocabulary = Vocabulary((*SPECIALS, *(f"word{n}" for n in range(40))))
-    drawn = build(Shape(decoder, len(vocabulary.words), 1280, 16, 16)).eval()
+    drawn = build(Shape(decoder, len(vocabulary.words), encoder.channels, 16, 16)).eval()
     with torch.no_grad():
         for parameter in drawn.parameters():
             parameter.mul_(4)
-    encoder = {
-        "encoder": "efficientnet_lite0",
+    named = {
+        "encoder": encoder.name,
         "weights": "package",
-        "weights_sha256": encoder_hash or EfficientNetLite0("package").weights_sha256,
+        "weights_sha256": encoder_hash or encoder("package").weights_sha256,
         "precision": "float32",
-        "preprocessing": {"size": 64, "resize": resize},
+        "preprocessing": {"size": size, "resize": resize},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    Artifact(drawn, vocabulary, encoder, Decoding(beam=3, max_words=6)).save(path)
+    Artifact(drawn, vocabulary, named, Decoding(beam=3, max_words=6)).save(path)
     return path
 
 

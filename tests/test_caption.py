@@ -12,14 +12,21 @@ import sys
 import termios
 from contextlib import suppress
 from pathlib import Path
+from statistics import mean
 
 import pytest
+import torch
 from captioners import coarse_pictures, save_captioner
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
 from stages.caption import PRETRAINED, find_model
 from stages.evaluate.captioner import Captioner
-from stages.train.artifact import ArtifactError
+from stages.features.encoders import EfficientNetLite0, EfficientNetLite2
+from stages.features.preprocessing import Preprocessing
+from stages.train.artifact import Artifact, ArtifactError, load_encoder
+from stages.train.decoders import pack_words
+from stages.vocab.vocabulary import END, START
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CAPTION = Path(sys.executable).with_name("caption")
@@ -122,6 +129,28 @@ def test_mistakes_are_told(place: Path, arguments: tuple[str, ...], message: str
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_captioners_of_different_encoders_vote_by_the_mean_of_their_log_probabilities(tmp_path: Path) -> None:
+    kinds = {"one": (EfficientNetLite0, "attend", 64), "other": (EfficientNetLite2, "attend", 96)}
+    paths = [
+        save_captioner(tmp_path / f"{name}.safetensors", encoder=encoder, decoder=decoder, size=size)
+        for name, (encoder, decoder, size) in kinds.items()
+    ]
+    both = Captioner.load(*paths, device="cpu")
+    pictures = coarse_pictures(3)
+    for picture, best in zip(pictures, both.caption(pictures), strict=True):
+        words = [both.vocabulary.words.index(word) for word in best[0].text.split()]
+        told = pack_words([[START, *words, END]], [0])
+        alone = []
+        for path in paths:
+            artifact = Artifact.load(path)
+            pixels = Preprocessing(**artifact.encoder["preprocessing"])(picture)
+            with torch.no_grad():
+                grid = load_encoder(artifact.encoder, {}, torch.device("cpu"))(pixels[None]).half().float()
+                logits = artifact.decoder(artifact.decoder.context(grid.mean(1), grid), told)
+            alone.append(-cross_entropy(logits, told.predict, reduction="sum").item())
+        assert best[0].score == pytest.approx(mean(alone) / (len(words) + 1) ** 0.7, rel=1e-3)
 
 
 def test_several_models_vote_and_must_fit(tmp_path: Path) -> None:

@@ -241,4 +241,4 @@ def test_features_of_another_encoder_are_refused(evaluated: Path) -> None:
     done = stage(evaluated, "evaluate")
     index.write_text(before)
     assert done.returncode == 1
-    assert "has encoder another, the captioner was trained on made up: run `dvc repro`" in done.stderr
+    assert "has encoder another, the captioner sees made up: run `dvc repro`" in done.stderr

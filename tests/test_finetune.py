@@ -18,6 +18,7 @@ from trained import stage
 
 from stages.evaluate.captioner import Captioner
 from stages.features.encoders import ENCODERS, EfficientNetLite0
+from stages.features.preprocessing import Preprocessing
 from stages.features.store import Features
 from stages.fetch.captions import read_captions
 from stages.fetch.pictures import Pictures, decode
@@ -125,7 +126,8 @@ def test_before_it_learns_a_tuned_decoder_sees_what_lies_on_disk(drawn: Path) ->
     disk = Source(features, "train", grid=True, mirror=True)
     kept = keep(
         lambda pixels: [frozen.lower(pixels, 2)],
-        disk, Pictures(drawn / "data/tiny/pictures"), pictures, workers=0, device=CPU, batch=7,
+        disk, Pictures(drawn / "data/tiny/pictures"), pictures, Preprocessing(**disk.features.index["preprocessing"]),
+        workers=0, device=CPU, batch=7,
     )  # fmt: skip
     rows, flips = [3, 0, 17], [False, True, False]
     lower, none = kept.read(rows, flips)

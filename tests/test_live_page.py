@@ -60,7 +60,7 @@ def says(folder: Path, model: str, picture: str, n: int = 1) -> list[str]:
     from stages.caption import open_picture
 
     captioner = Captioner.load(folder / model, device="cpu")
-    best = captioner.caption([open_picture(folder / picture, captioner.preprocessing.size)], n=n)[0]
+    best = captioner.caption([open_picture(folder / picture, captioner.at_least)], n=n)[0]
     return [caption.text for caption in best]
 
 

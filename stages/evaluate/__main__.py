@@ -26,7 +26,7 @@ from PIL import Image
 
 from stages import params, tracking
 from stages.evaluate import figures, gallery, scorecard
-from stages.evaluate.measure import attention, hypotheses, judge, per_word, rows_of_all, seen, texts
+from stages.evaluate.measure import attention, hypotheses, judge, per_word, rows_of_all, seen, texts, unlike
 from stages.evaluate.results import read_results, write_results
 from stages.evaluate.settings import Settings
 from stages.features.device import choose_device
@@ -69,9 +69,12 @@ def main() -> None:
     for unfinished in () if options.model else models.glob("unfinished_*.pt"):
         unfinished.unlink()  # train's checkpoints: now that DVC has its outputs, it is never resumed
     device = choose_device(settings.device)
-    # Only pictures of a captioner whose encoder was tuned, or that are to be shown, are needed.
-    archives = Pictures(data / "pictures") if record or any(artifact.tuned for artifact in artifacts) else None
-    best = hypotheses(artifacts, asked, features, archives, decoding, batch=settings.batch, device=device)
+    # Pictures are needed to be shown, and by a captioner that sees other than the features on disk: one that is asked
+    # for by name, or whose encoder was tuned. The stage's own was trained on these features, or there is a mistake.
+    strange = any(unlike(artifact, features) for artifact in artifacts)
+    archives = Pictures(data / "pictures") if record or strange else None
+    encoded = archives if options.model or artifacts[0].tuned else None
+    best = hypotheses(artifacts, asked, features, encoded, decoding, batch=settings.batch, device=device)
     found = {split: texts(artifacts[0], own) for split, own in best.items()}
     cards = judge(found, pictures, features, decoding.as_dict(), settings.resamples)
     if record is None or archives is None:

@@ -1,10 +1,11 @@
 """From pictures to captions: encoder, decoder and beam search of one artifact or of several that vote.
 
-Shapes: B pictures of a batch, S pixels a side, T words of a caption, R regions
+Shapes: B pictures of a batch, S pixels a side, T words of a caption, R regions; S and R are each encoder's own
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -33,24 +34,29 @@ class Caption(NamedTuple):
 
 
 class Captioner:
-    """Captions pictures as its artifacts were trained to see them; several of one encoder and vocabulary vote."""
+    """Captions pictures as its artifacts were trained to see them; several of one vocabulary vote, each with the
+    encoder of its own."""
 
     def __init__(self, artifacts: Sequence[Artifact], device: str = "auto") -> None:
-        """Raises ArtifactError when the artifacts do not fit each other, or the encoder's weights are other ones."""
+        """Raises ArtifactError when the artifacts do not fit each other, or an encoder's weights are other ones."""
         first = artifacts[0]
-        for other in artifacts[1:]:
-            if untuned(other) != untuned(first) or other.vocabulary != first.vocabulary:
-                raise ArtifactError(
-                    "captioners that vote must share encoder and vocabulary: train them on the same data"
-                )
+        if any(other.vocabulary != first.vocabulary for other in artifacts[1:]):
+            raise ArtifactError("captioners that vote must share their vocabulary: train them on the same captions")
         self.artifacts = artifacts
         self.vocabulary, self.decoding, self.consensus = first.vocabulary, first.decoding, first.consensus
         self.device = choose_device(device)
         self.decoders = [artifact.decoder.to(self.device) for artifact in artifacts]
-        self.preprocessing = Preprocessing(**first.encoder["preprocessing"])
-        kinds = {artifact.encoder.get("tuned_sha256", ""): artifact for artifact in artifacts}
-        loaded = {kind: load_encoder(own.encoder, own.tuned, self.device) for kind, own in kinds.items()}
-        self.encoders = [loaded[artifact.encoder.get("tuned_sha256", "")] for artifact in artifacts]
+        kinds = [json.dumps(artifact.encoder, sort_keys=True) for artifact in artifacts]
+        order = list(dict.fromkeys(kinds))  # those that are alike look once
+        own = [artifacts[kinds.index(kind)] for kind in order]
+        self.encoders = [load_encoder(artifact.encoder, artifact.tuned, self.device) for artifact in own]
+        self.preprocessings = [Preprocessing(**artifact.encoder["preprocessing"]) for artifact in own]
+        self.sees = [order.index(kind) for kind in kinds]  # of each decoder, the encoder that it sees with
+
+    @property
+    def at_least(self) -> int:
+        """Pixels a side that a picture must keep when it is decoded small."""
+        return max(preprocessing.size for preprocessing in self.preprocessings)
 
     @classmethod
     def load(cls, *paths: str | Path, device: str = "auto") -> Self:
@@ -66,24 +72,25 @@ class Captioner:
         """
         if not pictures:
             return []
-        return self.describe(torch.stack([self.preprocessing(picture) for picture in pictures]), beam, n, **options)
+        views = [torch.stack([view(picture) for picture in pictures]) for view in self.preprocessings]
+        return self.describe(views, beam, n, **options)
 
     @torch.inference_mode()
     def describe(
-        self, pixels: Tensor, beam: int | None = None, n: int = 1, *, attention: bool = False, **options: Any
+        self, views: Sequence[Tensor], beam: int | None = None, n: int = 1, *, attention: bool = False, **options: Any
     ) -> list[list[Caption]]:
-        """The same for preprocessed pictures (B, 3, S, S) uint8. With `attention`, captions say where each of their
-        words was looked for, if a decoder looks anywhere; of several that do, the mean."""
+        """The same for preprocessed pictures (B, 3, S, S) uint8, once for each of `preprocessings`. With `attention`,
+        captions say where each of their words was looked for, if a decoder looks anywhere; of several that look at
+        the same regions, the mean."""
         decoding = self.decoding.but(beam=beam, **options)
         decoding = decoding.but(beam=max(n, decoding.beam))
-        numbers = [crc32(picture.numpy()) for picture in pixels]
-        pixels = pixels.to(self.device)
+        numbers = [crc32(picture.numpy()) for picture in views[0]]
+        grids = [encoder(pixels.to(self.device)) for encoder, pixels in zip(self.encoders, views, strict=True)]
         # Rounded as features on disk are, so that a picture gets the caption that was scored.
-        grids = {encoder: encoder(pixels) for encoder in dict.fromkeys(self.encoders)}
-        pooled = {encoder: grid.mean(1).half().float() for encoder, grid in grids.items()}
+        pooled = [grid.mean(1).half().float() for grid in grids]
         contexts = [
-            decoder.context(pooled[encoder], grids[encoder].half().float() if decoder.grid else None)
-            for decoder, encoder in zip(self.decoders, self.encoders, strict=True)
+            decoder.context(pooled[place], grids[place].half().float() if decoder.grid else None)
+            for decoder, place in zip(self.decoders, self.sees, strict=True)
         ]
         decoded = decode(
             self.decoders,
@@ -92,7 +99,7 @@ class Captioner:
             bad_endings=self.vocabulary.bad_endings,
             numbers=numbers,
             consensus=self.consensus,
-            pooled=pooled[self.encoders[0]],
+            pooled=pooled[0],
         )
         found = [best[:n] for best in decoded]
         looks = self.look(contexts, [[h.words for h in best] for best in found]) if attention else None
@@ -114,15 +121,11 @@ class Captioner:
             return None
         owners = [picture for picture, own in enumerate(captions) for _ in own]
         words = pack_words([[START, *caption, END] for own in captions for caption in own], owners).to(self.device)
-        weights = torch.stack([seen for d, c in looking if (seen := d.attention(c, words)) is not None]).mean(0)
+        seen = [weights for d, c in looking if (weights := d.attention(c, words)) is not None]
+        weights = torch.stack([each for each in seen if each.shape == seen[0].shape]).mean(0)
         lengths = [len(caption) for own in captions for caption in own]
         which, flat = words.captions(), [np.empty(0, np.float32)] * len(owners)
         for place, number in enumerate(words.order.tolist()):
             flat[number] = weights[which == place][: lengths[number]].cpu().numpy()  # without that of <end>
         rest = iter(flat)
         return [[next(rest) for _ in own] for own in captions]
-
-
-def untuned(artifact: Artifact) -> dict[str, Any]:
-    """The encoder that an artifact's was tuned from, or is."""
-    return {key: value for key, value in artifact.encoder.items() if key != "tuned_sha256"}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.evaluate import scorecard
+from stages.features.preprocessing import Preprocessing
 from stages.features.store import Features
 from stages.fetch.captions import Picture
 from stages.fetch.pictures import Pictures
@@ -56,15 +57,14 @@ def hypotheses(
     batch: int,
     device: torch.device,
 ) -> dict[str, dict[int, list[Hypothesis]]]:
-    """Captions of every picture, best first, by split and id. ValueError where captioners and features do not fit.
+    """Captions of every picture, best first, by split and id.
 
-    Features are those on disk; where a captioner's encoder was tuned, what that says of the pictures in `archives`.
+    A captioner sees the features on disk, or, where its encoder is another one, what that says of the pictures in
+    `archives`. Raises ValueError where there are none, or where captioners do not fit each other.
     """
     first = artifacts[0]
-    for artifact in artifacts:
-        check_features(artifact, features)
-        if artifact.vocabulary != first.vocabulary:
-            raise ValueError("captioners that vote must share their vocabulary: train them on the same captions")
+    if any(artifact.vocabulary != first.vocabulary for artifact in artifacts):
+        raise ValueError("captioners that vote must share their vocabulary: train them on the same captions")
     decoders = [artifact.decoder.to(device) for artifact in artifacts]
     found = {}
     for split, own in pictures.items():
@@ -122,27 +122,27 @@ def seen(
 ) -> Source:
     """What the artifact's encoder says of these pictures of a split, in the rows of the features on disk."""
     source = Source(features, split, artifact.decoder.grid, mirror=False)
-    if not artifact.tuned:
+    other = unlike(artifact, features)
+    if not other:
         return source
     if archives is None:
-        raise ValueError("the encoder of this captioner was tuned: it needs the pictures, features are of another")
+        raise ValueError(f"{other}: run `dvc repro`")
     encoder = load_encoder(artifact.encoder, artifact.tuned, device)
 
     def see(pixels: Tensor) -> list[Tensor]:
         grid = encoder(pixels)
         return [grid.mean(1), grid] if source.grid else [grid.mean(1)]
 
-    return keep(see, source, archives, pictures, workers=torch.get_num_threads(), device=device)
+    preprocessing = Preprocessing(**artifact.encoder["preprocessing"])
+    return keep(see, source, archives, pictures, preprocessing, workers=torch.get_num_threads(), device=device)
 
 
-def check_features(artifact: Artifact, features: Features) -> None:
-    """Raises ValueError where features on disk are not those that the captioner was trained on."""
+def unlike(artifact: Artifact, features: Features) -> str | None:
+    """In what features on disk are not those that the captioner sees; None where they are."""
     for key in ("encoder", "weights_sha256", "preprocessing"):
         if artifact.encoder[key] != features.index[key]:
-            raise ValueError(
-                f"{features.folder} has {key} {features.index[key]}, the captioner was trained on "
-                f"{artifact.encoder[key]}: run `dvc repro`"
-            )
+            return f"{features.folder} has {key} {features.index[key]}, the captioner sees {artifact.encoder[key]}"
+    return "the captioner's encoder was tuned, features are of the untuned one" if artifact.tuned else None
 
 
 def rows_of_all(pictures: Sequence[Picture], features: Features, split: str) -> list[int]:

@@ -111,7 +111,7 @@ class Desk:
                 pixels = torch.stack([order.pixels for order in orders])
                 captioner = self._load(wish.model)
                 found = captioner.describe(
-                    pixels, **{key: value for key, value in asdict(wish).items() if key != "model"}
+                    [pixels], **{key: value for key, value in asdict(wish).items() if key != "model"}
                 )
             except Exception as error:  # whatever it was, these orders fail with it and the next ones are answered
                 if not isinstance(error, ValueError):

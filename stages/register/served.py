@@ -78,7 +78,7 @@ with warnings.catch_warnings():
 
         def _picture(self, given: Any, number: int) -> Image.Image:
             try:
-                return _open(given, self.captioner.preprocessing.size)
+                return _open(given, self.captioner.at_least)
             except OSError as error:
                 raise Refused(f"picture {number} ({given}): {error.strerror or error}") from error
             except PictureError as error:

@@ -19,6 +19,7 @@ from stages import params
 from stages.features.device import choose_device, choose_dtype, set_threads
 from stages.features.device import describe as describe_device
 from stages.features.launch import Ranks, launch
+from stages.features.preprocessing import Preprocessing
 from stages.features.store import Features
 from stages.fetch.captions import read_captions
 from stages.fetch.pictures import Pictures
@@ -167,6 +168,7 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
                     source[split],
                     archives,
                     [picture for picture in pictures[split] if picture.id in known],
+                    Preprocessing(**encoder["preprocessing"]),
                     workers=threads,
                     device=device,
                 )

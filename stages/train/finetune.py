@@ -53,6 +53,7 @@ def keep(
     source: Source,
     archives: Pictures,
     pictures: Sequence[Picture],
+    preprocessing: Preprocessing,
     *,
     workers: int,
     device: torch.device,
@@ -64,7 +65,6 @@ def keep(
     """
     index = source.features.index
     rows = source.features.rows(source.split)
-    preprocessing = Preprocessing(**index["preprocessing"])
     loader = DataLoader(
         Pixels(archives, pictures, preprocessing),
         batch_size=batch,

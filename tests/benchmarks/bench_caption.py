@@ -45,7 +45,7 @@ def main() -> None:
             subprocess.run([*command, str(path)], check=True, capture_output=True)
             cold.append(time.perf_counter() - began)
         captioner = Captioner.load(model)
-        size, warm = captioner.preprocessing.size, []
+        size, warm = captioner.at_least, []
         for path in paths:
             began = time.perf_counter()
             captioner.caption([open_picture(path, size)])
