@@ -29,6 +29,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from stages import params
 from stages.evaluate.measure import caption
 from stages.evaluate.results import read_results, write_results
 from stages.evaluate.scorecard import SEED, diagnostics
@@ -40,6 +41,7 @@ from stages.scorers.bootstrap import interval, resampled_sums
 from stages.scorers.score import Judge, Scores
 from stages.train.artifact import Artifact
 from stages.train.decoders import build
+from stages.train.decoding import Decoding
 
 CROSS_ENTROPY = {"self_critical.epochs": 0}
 SHOW_TELL = {"decoder": "show_tell", "captions_per_picture": 1, "epochs": 12}
@@ -135,13 +137,24 @@ def first_part(models: Path, folder: Path, began: float) -> None:
 # --- table ------------------------------------------------------------------------------------------------------------
 
 
+ABOUT = """# Training, option by option: the {count} pictures of {split}
+
+`python tests/ablations.py train WORK`, then `table WORK --split {split}`; profile {profile}, every captioner decoded with
+{decoding}.
+CIDEr-D, BLEU-4 and METEOR are in percent, means over seeds; ± is the standard deviation of seeds. The difference in CIDEr-D
+is to the row that is named, over the same seeds, with its 95% interval over pictures. Minutes are of one thread beside
+another training. `attend` is what `self-critical` begins with.
+"""
+
+
 class Split(NamedTuple):
-    """What captioners are scored on."""
+    """What captioners are scored on, and how they are asked."""
 
     name: str
     pictures: Sequence[Picture]
     features: Features
     judge: Judge
+    decoding: Decoding
 
 
 class Told(NamedTuple):
@@ -157,7 +170,7 @@ def tell(folder: Path, split: Split) -> Told:
     if not captions.exists():
         artifact, device = Artifact.load(path), torch.device("cpu")
         asked = {split.name: split.pictures}
-        found = caption([artifact], asked, split.features, None, artifact.decoding, batch=128, device=device)
+        found = caption([artifact], asked, split.features, None, split.decoding, batch=128, device=device)
         write_results(captions, found[split.name])
     said = read_results(captions, {picture.id: picture.captions for picture in split.pictures})
     return Told(split.judge.score(said), float((folder / "minutes").read_text()))
@@ -199,7 +212,9 @@ def table(work: Path, profile: str, name: str) -> None:
     data = Path("data") / profile
     pictures = read_captions(data / f"captions_{name}.json")
     judge = Judge({picture.id: picture.captions for picture in pictures})
-    split = Split(name, pictures, Features(data / "features"), judge)
+    decoding = Decoding(**params.check()[1][profile]["train"].decoding())
+    split = Split(name, pictures, Features(data / "features"), judge, decoding)
+    print(ABOUT.format(count=len(pictures), split=name, profile=profile, decoding=decoding.as_dict()))
     print("| training | seeds | CIDEr-D | BLEU-4 | METEOR | words | different words | CIDEr-D over | of | minutes |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---|---:|")
     rows: dict[str, dict[int, Told]] = {}
