@@ -139,11 +139,12 @@ def first_part(models: Path, folder: Path, began: float) -> None:
 
 ABOUT = """# Training, option by option: the {count} pictures of {split}
 
-`python tests/ablations.py train WORK`, then `table WORK --split {split}`; profile {profile}, every captioner decoded with
-{decoding}.
-CIDEr-D, BLEU-4 and METEOR are in percent, means over seeds; ± is the standard deviation of seeds. The difference in CIDEr-D
-is to the row that is named, over the same seeds, with its 95% interval over pictures. Minutes are of one thread beside
-another training. `attend` is what `self-critical` begins with.
+`python tests/ablations.py train WORK`, then `table WORK --split {split}`; profile {profile}, every
+captioner decoded with {decoding}.
+
+CIDEr-D, BLEU-4 and METEOR are in percent, means over seeds; ± is the standard deviation of seeds. The difference in
+CIDEr-D is to the row that is named, over the same seeds, with its 95% interval over pictures. Minutes are of one thread
+beside another training. `attend` is what `self-critical` begins with.
 """
 
 
