@@ -304,12 +304,10 @@ def test_every_option_does_what_a_plain_search_does_and_batches_change_nothing(
     seen = context(made, 8)
     decoding = Decoding(**{"beam": 3, "length_penalty": 0.7, "max_words": 9, **options})
     numbers = [7 * i for i in range(8)]
-    together = decode([made], [seen], decoding, bad_endings=ENDINGS, numbers=numbers, consensus=None, pooled=seen[0])
+    together = decode([made], [seen], decoding, bad_endings=ENDINGS, numbers=numbers)
     for i, best in enumerate(together):
         own = tuple(part[i : i + 1] for part in seen)
-        alone = decode(
-            [made], [own], decoding, bad_endings=ENDINGS, numbers=numbers[i : i + 1], consensus=None, pooled=own[0]
-        )[0]
+        alone = decode([made], [own], decoding, bad_endings=ENDINGS, numbers=numbers[i : i + 1])[0]
         with torch.no_grad():
             plain = draw(made, own, decoding, numbers[i]) if decoding.top_p else search(made, own, decoding)
         assert [each.words for each in alone] == [each.words for each in best] == [each.words for each in plain]
@@ -319,9 +317,7 @@ def test_every_option_does_what_a_plain_search_does_and_batches_change_nothing(
     assert bool(repeats) != decoding.block_trigrams, "without the rule some repeat themselves, with it none"
     assert any(words[-1] in ENDINGS for words in said) != decoding.block_endings
     if options:
-        without = decode(
-            [made], [seen], Decoding(3, 0.7, 9), bad_endings=ENDINGS, numbers=numbers, consensus=None, pooled=seen[0]
-        )
+        without = decode([made], [seen], Decoding(3, 0.7, 9), bad_endings=ENDINGS, numbers=numbers)
         assert [best[0].words for best in without] != [best[0].words for best in together]
 
 
@@ -330,7 +326,7 @@ def test_what_is_drawn_follows_the_probabilities() -> None:
     made = decoder("show_tell")
     seen = context(made, 1)
     decoding = Decoding(beam=4000, top_p=0.7, max_words=2)
-    found = decode([made], [seen], decoding, bad_endings=(), numbers=[5], consensus=None, pooled=seen[0])[0]
+    found = decode([made], [seen], decoding, bad_endings=(), numbers=[5])[0]
     with torch.no_grad():
         likely = following(made, seen, ())
         likely[[0, START, END, UNK]] = -torch.inf

@@ -76,11 +76,11 @@ def test_the_caption_that_agrees_most_is_taken_where_the_weight_is_large() -> No
 def test_a_beam_is_put_in_order_by_its_neighbours_in_any_batch(consensus: Consensus) -> None:
     decoder = build(Shape("show_tell", len(VOCABULARY.words), CHANNELS, 8, 8)).eval()
     decoder.standardise(POOLED)
-    rest = {"bad_endings": (), "consensus": consensus}
 
     def said(rows: slice, decoding: Decoding) -> list[list[Hypothesis]]:
         context = decoder.context(POOLED[rows])
-        return decode([decoder], [context], decoding, numbers=range(PICTURES)[rows], pooled=POOLED[rows], **rest)
+        memories = [(consensus, POOLED[rows])]
+        return decode([decoder], [context], decoding, bad_endings=(), numbers=range(PICTURES)[rows], memories=memories)
 
     plain, ordered = (said(slice(8), Decoding(5, max_words=7, neighbours=count)) for count in (0, 9))
     assert [{each.words for each in own} for own in plain] == [{each.words for each in own} for own in ordered]
@@ -92,6 +92,28 @@ def test_a_beam_is_put_in_order_by_its_neighbours_in_any_batch(consensus: Consen
     for row, own in enumerate(ordered):
         alone = said(slice(row, row + 1), Decoding(5, max_words=7, neighbours=9))[0]
         assert [each.words for each in alone] == [each.words for each in own]
+
+
+def test_of_two_memories_the_mean_counts(consensus: Consensus) -> None:
+    seen = torch.from_numpy(np.random.default_rng(5).gamma(1.0, size=(PICTURES, CHANNELS))).float()
+    other = Consensus(Memory.of(seen, CAPTIONS), VOCABULARY)  # another encoder's, of the same pictures
+    torch.manual_seed(1)
+    decoder = build(Shape("show_tell", len(VOCABULARY.words), CHANNELS, 8, 8)).eval()
+    memories = [(consensus, POOLED[:6]), (other, seen[:6])]
+    found = decode(
+        [decoder],
+        [decoder.context(POOLED[:6])],
+        Decoding(5, max_words=7, neighbours=4),
+        bad_endings=(),
+        numbers=range(6),
+        memories=memories,
+    )
+    words = [[each.words for each in own] for own in found]
+    one, two = (each.agreement(pooled, words, 4) for each, pooled in memories)
+    for own, first, second in zip(found, one, two, strict=True):
+        worth = [each.score + 10 * (a + b) / 2 for each, a, b in zip(own, first, second, strict=True)]
+        assert worth == sorted(worth, reverse=True)
+    assert any(np.argmax(first) != np.argmax(second) for first, second in zip(one, two, strict=True))
 
 
 def test_an_artifact_keeps_what_is_remembered_and_refuses_another_memory(tmp_path: Path) -> None:
@@ -118,6 +140,4 @@ def test_without_a_memory_neighbours_cannot_be_asked() -> None:
     decoder = build(Shape("show_tell", len(VOCABULARY.words), CHANNELS, 8, 8)).eval()
     context = decoder.context(POOLED[:1])
     with pytest.raises(ValueError, match=r"neighbours = 3.*remembers no training pictures.*train.neighbours"):
-        decode(
-            [decoder], [context], Decoding(neighbours=3), bad_endings=(), numbers=[0], consensus=None, pooled=POOLED[:1]
-        )
+        decode([decoder], [context], Decoding(neighbours=3), bad_endings=(), numbers=[0])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stages.features.device import choose_device
 from stages.features.preprocessing import Preprocessing
-from stages.train.artifact import Artifact, ArtifactError, load_encoder
+from stages.train.artifact import Artifact, ArtifactError, load_encoder, remembered
 from stages.train.decoders import Context, pack_words
 from stages.train.decoding import decode
 from stages.vocab.vocabulary import END, START
@@ -43,7 +43,7 @@ class Captioner:
         if any(other.vocabulary != first.vocabulary for other in artifacts[1:]):
             raise ArtifactError("captioners that vote must share their vocabulary: train them on the same captions")
         self.artifacts = artifacts
-        self.vocabulary, self.decoding, self.consensus = first.vocabulary, first.decoding, first.consensus
+        self.vocabulary, self.decoding = first.vocabulary, first.decoding
         self.device = choose_device(device)
         self.decoders = [artifact.decoder.to(self.device) for artifact in artifacts]
         kinds = [json.dumps(artifact.encoder, sort_keys=True) for artifact in artifacts]
@@ -98,8 +98,11 @@ class Captioner:
             decoding,
             bad_endings=self.vocabulary.bad_endings,
             numbers=numbers,
-            consensus=self.consensus,
-            pooled=pooled[0],
+            memories=[
+                (own, pooled[place])
+                for own, place in zip(remembered(self.artifacts), self.sees, strict=True)
+                if own is not None
+            ],
         )
         found = [best[:n] for best in decoded]
         looks = self.look(contexts, [[h.words for h in best] for best in found]) if attention else None

@@ -18,7 +18,7 @@ from stages.features.preprocessing import Preprocessing
 from stages.features.store import Features
 from stages.fetch.captions import Picture
 from stages.fetch.pictures import Pictures
-from stages.train.artifact import Artifact, load_encoder
+from stages.train.artifact import Artifact, load_encoder, remembered
 from stages.train.batches import Source
 from stages.train.decoders import Decoder, pack_words
 from stages.train.decoding import Decoding, Hypothesis
@@ -76,7 +76,7 @@ def hypotheses(
             rows,
             decoding,
             bad_endings=first.vocabulary.bad_endings,
-            consensus=first.consensus,
+            remembered=remembered(artifacts),
             batch=batch,
             device=device,
         )

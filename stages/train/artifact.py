@@ -11,7 +11,7 @@ No pickle: a captioner from a stranger can be opened.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +105,15 @@ class Artifact:
             raise ArtifactError(f"{path} is not a captioner of this version ({error}): {CURE}") from error
         hashed = metadata["weights_sha256"]
         return cls(decoder.eval(), vocabulary, metadata["encoder"], decoding, hashed, parts["encoder"], memory)
+
+
+def remembered(artifacts: Sequence[Artifact]) -> list[Consensus | None]:
+    """What each of several captioners remembers; None where it is nothing, or where an earlier one sees with the same
+    encoder: that remembers the same."""
+    return [
+        None if any(earlier.encoder == artifact.encoder for earlier in artifacts[:place]) else artifact.consensus
+        for place, artifact in enumerate(artifacts)
+    ]
 
 
 CURE = "pull it again (`dvc pull`) or train it (`dvc repro`)"

@@ -68,27 +68,28 @@ def decode(
     *,
     bad_endings: Sequence[int],
     numbers: Sequence[int],
-    consensus: Consensus | None,
-    pooled: Tensor,
+    memories: Sequence[tuple[Consensus, Tensor]] = (),
 ) -> list[list[Hypothesis]]:
     """For each picture its captions as `decoding` says, best first, at most `beam`.
 
     `bad_endings` are the ids that `block_endings` means. `numbers` tell pictures apart when captions are drawn: the
-    same number and seed draw the same, in whatever batch. `consensus` is what `neighbours` asks, about the pictures
-    with these features (P, C). Raises ValueError where it is asked for and the captioner remembers no pictures.
+    same number and seed draw the same, in whatever batch. `memories` are what `neighbours` asks, each about pictures as
+    its encoder sees them (P, C); of several the mean counts. Raises ValueError where it asks and there is none.
     """
     if decoding.top_p:
         found = nucleus(decoders, contexts, decoding, bad_endings, numbers)
     else:
         found = beam_search(decoders, contexts, decoding, bad_endings)
     if decoding.neighbours:
-        if consensus is None:
+        if not memories:
             raise ValueError(
                 f"decoding: neighbours = {decoding.neighbours}, and this captioner remembers no training pictures: set "
                 "it to 0, or train with train.neighbours above 0"
             )
-        agreed = consensus.agreement(pooled, [[each.words for each in own] for own in found], decoding.neighbours)
-        found = [by_value(own, each, decoding.consensus) for own, each in zip(found, agreed, strict=True)]
+        words = [[each.words for each in own] for own in found]
+        agreed = [each.agreement(pooled, words, decoding.neighbours) for each, pooled in memories]
+        means = [np.mean(own, axis=0) for own in zip(*agreed, strict=True)]
+        found = [by_value(own, mean, decoding.consensus) for own, mean in zip(found, means, strict=True)]
     return [own[: decoding.beam] for own in found]
 
 

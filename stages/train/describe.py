@@ -24,13 +24,13 @@ def describe(
     decoding: Decoding,
     *,
     bad_endings: Sequence[int],
-    consensus: Consensus | None = None,
+    remembered: Sequence[Consensus | None] = (),
     batch: int,
     device: torch.device,
 ) -> list[list[Hypothesis]]:
     """For each row of the sources, one for each decoder, its captions, best first. Several decoders vote.
 
-    `consensus` is of a captioner that sees what the first source says."""
+    `remembered` is what the captioners of the first sources ask, where they do."""
     found: list[list[Hypothesis]] = []
     bar = tqdm(total=len(rows), desc=f"decode {sources[0].split}", unit="pictures", disable=None, leave=False)
     for first in range(0, len(rows), batch):
@@ -46,8 +46,7 @@ def describe(
             decoding,
             bad_endings=bad_endings,
             numbers=some,
-            consensus=consensus,
-            pooled=seen[0][0],
+            memories=[(own, pooled) for own, (pooled, _) in zip(remembered, seen, strict=False) if own],
         )
         bar.update(len(some))
     bar.close()
