@@ -134,8 +134,7 @@ def test_a_search_goes_on_until_the_candidates_are_found(name: str) -> None:
         assert [each.score for each in own] == sorted((each.score for each in own), reverse=True)
         for each in own:
             assert each.score == pytest.approx(score(made, alone, each.words, 0.7).score, abs=1e-4)
-    shown = decode([made], [seen], Decoding(3, 0.7, 9, candidates=8), bad_endings=(), numbers=range(12), consensus=None,
-                   pooled=torch.zeros(12, CHANNELS))  # fmt: skip
+    shown = decode([made], [seen], Decoding(3, 0.7, 9, candidates=8), bad_endings=(), numbers=range(12))
     assert shown == [own[:3] for own in more], "only the best of them are shown, as many as the beam"
 
 
