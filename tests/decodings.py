@@ -33,17 +33,19 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (the row that it chan
     "beam 3": ("greedy", {"beam": 3}),
     "beam 5": ("beam 3", {"beam": 5}),
     "beam 5, length_penalty 0": ("beam 5", {"length_penalty": 0.0}),
+    "beam 5, length_penalty 0.4": ("beam 5", {"length_penalty": 0.4}),
     "beam 5, length_penalty 1": ("beam 5", {"length_penalty": 1.0}),
     "beam 5, block_trigrams": ("beam 5", {"block_trigrams": True}),
     "beam 5, block_endings": ("beam 5", {"block_endings": True}),
     "beam 5, candidates 10": ("beam 5", {"candidates": 10}),
-    "memory": ("beam 5", {"neighbours": 60, "consensus": 5.0}),
+    "memory": ("beam 5, length_penalty 0.4", {"neighbours": 60, "consensus": 10.0}),
     "memory, candidates 10": ("memory", {"candidates": 10}),
     "memory, candidates 20": ("memory, candidates 10", {"candidates": 20}),
+    "memory, candidates 10, length_penalty 0.7": ("memory, candidates 10", {"length_penalty": 0.7}),
     "memory, candidates 10, 30 neighbours": ("memory, candidates 10", {"neighbours": 30}),
     "memory, candidates 10, 100 neighbours": ("memory, candidates 10", {"neighbours": 100}),
-    "memory, candidates 10, consensus 3": ("memory, candidates 10", {"consensus": 3.0}),
-    "memory, candidates 10, consensus 10": ("memory, candidates 10", {"consensus": 10.0}),
+    "memory, candidates 10, consensus 5": ("memory, candidates 10", {"consensus": 5.0}),
+    "memory, candidates 10, consensus 15": ("memory, candidates 10", {"consensus": 15.0}),
     "memory, beam 10": ("memory", {"beam": 10}),
 }
 
@@ -63,7 +65,7 @@ def main() -> None:
     print(f"`python tests/decodings.py {' '.join(map(str, options.captioners))}`, profile {profile}: the", end=" ")
     print(f"{len(pictures)} pictures of val. CIDEr-D and BLEU-4 in percent; the difference in CIDEr-D, with its 95%")
     print("interval, is to the row that is named; minutes are of one thread, with everything that is read.")
-    print("`memory` is beam 5 whose captions 60 neighbours put in order, with consensus 5.")
+    print("`memory`: beam 5, length_penalty 0.4, and 60 neighbours put the captions in order, with consensus 10.")
     for path in options.captioners:
         artifact = Artifact.load(path)
         decodings: dict[str, Decoding] = {}
