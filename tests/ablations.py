@@ -1,7 +1,7 @@
 """What every option of training is worth, over several seeds: the rows of reports/ablations.md.
 
     python tests/ablations.py train WORK [--profile flickr8k] [--rows NAME ...] [--seeds 1 2 3] [--jobs 2]
-    python tests/ablations.py table WORK [--profile flickr8k] [--split val] > reports/ablations.md
+    python tests/ablations.py table WORK [--profile flickr8k] [--rows NAME ...] [--split val] > reports/ablations.md
 
 From a repository in which the profile's features were made. `train` runs the stage, on one thread each, in a
 folder of WORK for every row and seed, with the profile's settings but for the row's changes; what is done is not done
@@ -208,8 +208,8 @@ def difference(of_pictures: NDArray[np.float64]) -> str:
     return f"{100 * of_pictures.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def table(work: Path, profile: str, name: str) -> None:
-    """Prints every row that was trained."""
+def table(work: Path, profile: str, wanted: Sequence[str], name: str) -> None:
+    """Prints those of the rows that were trained."""
     data = Path("data") / profile
     pictures = read_captions(data / f"captions_{name}.json")
     judge = Judge({picture.id: picture.captions for picture in pictures})
@@ -220,6 +220,8 @@ def table(work: Path, profile: str, name: str) -> None:
     print("|---|---:|---:|---:|---:|---:|---:|---:|---|---:|")
     rows: dict[str, dict[int, Told]] = {}
     for row, (before, _) in ROWS.items():
+        if row not in wanted:
+            continue
         folders = {seed: place(work, row, seed) for seed in range(1, 100)}
         rows[row] = {seed: tell(folder, split) for seed, folder in folders.items() if (folder / "minutes").exists()}
         if rows[row]:
@@ -239,7 +241,7 @@ def main() -> None:
     options = parser.parse_args()
     set_threads(1)
     if options.what == "table":
-        table(options.work, options.profile, options.split)
+        table(options.work, options.profile, options.rows, options.split)
         return
     with ThreadPoolExecutor(options.jobs) as pool:
         asked = [(row, seed) for row in options.rows for seed in options.seeds]
