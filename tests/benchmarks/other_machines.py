@@ -32,6 +32,8 @@ MACHINES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {  # name -> (envir
     "SSE": (SSE, {}),
     "AVX2, seed 2": (AVX2, {"seed": 2}),
     "AVX2, seed 3": (AVX2, {"seed": 3}),
+    "this processor's best": ({}, {}),
+    "the same in bfloat16": ({}, {"precision": "bfloat16"}),
     "AVX2, 2 threads": (AVX2, {"threads": 2}),
 }
 
@@ -56,7 +58,7 @@ class Machine:
         document["profile"], block = profile, document[profile]
         block["train"] |= {"precision": "float32", "threads": 1} | settings
         block["train"]["epochs"] = min(block["train"]["epochs"], epochs or block["train"]["epochs"])
-        block["features"]["precision"] = "float32"
+        block["features"]["precision"] = block["train"]["precision"]
         (self.folder / "params.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
 
     def run(self, stage: str) -> None:
