@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import page, params, tracking
-from stages.evaluate.measure import caption
+from stages.evaluate.measure import caption, unlike
 from stages.evaluate.results import read_results
 from stages.evaluate.scorecard import SEED, TITLES
 from stages.features.device import choose_device
@@ -94,10 +94,9 @@ def captions_of(name: str, split: str, pictures: Sequence[Picture], features: Pa
 def _by_captioner(path: Path, split: str, pictures: Sequence[Picture], features: Path, settings: Any) -> dict[int, str]:
     artifact = Artifact.load(path)
     decoding, device = artifact.decoding.but(**settings.decoding()), choose_device(settings.device)
-    archives = Pictures(features.with_name("pictures")) if artifact.tuned else None
-    own = {split: pictures}
-    found = caption([artifact], own, Features(features), archives, decoding, batch=settings.batch, device=device)
-    return found[split]
+    seen, own = Features(features), {split: pictures}
+    archives = Pictures(features.with_name("pictures")) if unlike(artifact, seen) else None
+    return caption([artifact], own, seen, archives, decoding, batch=settings.batch, device=device)[split]
 
 
 def comparison(

@@ -40,14 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m stages.release", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", metavar="NAME", help="what it is called, as flickr8k_attend")
     parser.add_argument("--terms", required=True, help="what its data is, and under which terms")
-    parser.add_argument("--remember", action="store_true", help="publish NAME again, with a memory of its pictures")
+    parser.add_argument("--remember", action="store_true", help="publish NAME again as the profile decodes now")
     options = parser.parse_args()
     profile, settings = params.read("evaluate")
     data, models = Path("data") / profile, Path("models") / profile
     path = FOLDER / f"{options.name}.safetensors"
     trained = Artifact.load(path if options.remember else models / "captioner.safetensors")
     if options.remember:
-        trained = with_memory(trained, data, Decoding(**params.read("train")[1].decoding()))
+        trained = asked_anew(trained, data, Decoding(**params.read("train")[1].decoding()))
     trained.save(path, torch.float16)
     if (size := path.stat().st_size) > LARGEST:
         path.unlink()
@@ -88,7 +88,7 @@ def main() -> None:
     print(f"{path}: {size:,} bytes, test CIDEr {cards['test']['cider']:.3f}, BLEU-4 {cards['test']['bleu_4']:.3f}")
 
 
-def with_memory(artifact: Artifact, data: Path, decoding: Decoding) -> Artifact:
+def asked_anew(artifact: Artifact, data: Path, decoding: Decoding) -> Artifact:
     """The same captioner, asked by `decoding`, with the training pictures of a profile where it remembers none."""
     if artifact.memory:
         return replace(artifact, decoding=decoding)

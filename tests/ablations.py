@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -36,13 +37,15 @@ from stages.evaluate.scorecard import SEED, diagnostics
 from stages.features.device import set_threads
 from stages.features.store import Features
 from stages.fetch.captions import Picture, read_captions
-from stages.files import whole, write_json
+from stages.files import fingerprint, whole, write_json
 from stages.scorers.bootstrap import interval, resampled_sums
 from stages.scorers.score import Judge, Scores
+from stages.train import decoding, memory
 from stages.train.artifact import Artifact
 from stages.train.decoders import build
 from stages.train.decoding import Decoding
 
+DECODED_BY = [Path(code.__file__) for code in (decoding, memory)]  # what is said changes with these
 CROSS_ENTROPY = {"self_critical.epochs": 0}
 SHOW_TELL = {"decoder": "show_tell", "captions_per_picture": 1, "epochs": 12}
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (the row that it changes, its changes of section train)
@@ -92,7 +95,8 @@ def train(work: Path, profile: str, row: str, seed: int) -> None:
         section[last] = value
     (folder / "params.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     link(Path("data") / profile, folder / "data" / profile, mirrored)
-    began = time.time()
+    # How long one takes that was killed in between nobody knows.
+    began = math.nan if any((folder / "models" / profile).glob("unfinished_*.pt")) else time.time()
     with (folder / "log").open("a", encoding="utf-8") as log:
         environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "stages.train"]
@@ -124,6 +128,8 @@ def link(data: Path, there: Path, mirrored: bool | None) -> None:
 
 def first_part(models: Path, folder: Path, began: float) -> None:
     """What a self-critical training began with is what cross-entropy alone ends with: it is not trained twice."""
+    if (folder / "minutes").exists():
+        return
     checkpoint = models / "unfinished_CrossEntropy.pt"
     last = Artifact.load(models / "captioner.safetensors")
     decoder = build(last.decoder.shape)
@@ -166,8 +172,10 @@ class Told(NamedTuple):
 
 
 def tell(folder: Path, split: Split) -> Told:
-    """The scores of the captioner in `folder`; what it says is written there and read the next time."""
-    captions, (path,) = folder / f"captions_{split.name}.json", folder.glob("models/*/captioner.safetensors")
+    """The scores of the captioner in `folder`; what it says is written there, and read when it is asked the same."""
+    (path,) = folder.glob("models/*/captioner.safetensors")
+    key = fingerprint(split.decoding.as_dict(), path, *DECODED_BY)
+    captions = folder / f"captions_{split.name}_{key[:8]}.json"
     if not captions.exists():
         artifact, device = Artifact.load(path), torch.device("cpu")
         asked = {split.name: split.pictures}
@@ -197,7 +205,7 @@ def cells(own: Mapping[int, Told], before: Mapping[int, Told]) -> list[str]:
         f"{np.mean([each['mean_words'] for each in words]):.1f}",
         f"{np.mean([each['distinct_words'] for each in words]):.0f}",
         difference(np.mean(gains, 0)) if gains else "",
-        f"{np.mean([each.minutes for each in own.values()]):.0f}",
+        "" if np.isnan(minutes := np.mean([each.minutes for each in own.values()])) else f"{minutes:.0f}",
     ]
 
 
@@ -213,18 +221,16 @@ def table(work: Path, profile: str, wanted: Sequence[str], name: str) -> None:
     data = Path("data") / profile
     pictures = read_captions(data / f"captions_{name}.json")
     judge = Judge({picture.id: picture.captions for picture in pictures})
-    decoding = Decoding(**params.check()[1][profile]["train"].decoding())
-    split = Split(name, pictures, Features(data / "features"), judge, decoding)
-    print(ABOUT.format(count=len(pictures), split=name, profile=profile, decoding=decoding.as_dict()))
+    asked = Decoding(**params.check()[1][profile]["train"].decoding())
+    split = Split(name, pictures, Features(data / "features"), judge, asked)
+    print(ABOUT.format(count=len(pictures), split=name, profile=profile, decoding=asked.as_dict()))
     print("| training | seeds | CIDEr-D | BLEU-4 | METEOR | words | different words | CIDEr-D over | of | minutes |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---|---:|")
     rows: dict[str, dict[int, Told]] = {}
     for row, (before, _) in ROWS.items():
-        if row not in wanted:
-            continue
-        folders = {seed: place(work, row, seed) for seed in range(1, 100)}
-        rows[row] = {seed: tell(folder, split) for seed, folder in folders.items() if (folder / "minutes").exists()}
-        if rows[row]:
+        found = sorted(work.glob(f"{place(Path(), row, 0).name[:-1]}*/minutes"))
+        rows[row] = {int(path.parent.name.rpartition("-")[2]): tell(path.parent, split) for path in found}
+        if rows[row] and row in wanted:
             *numbers, over, minutes = cells(rows[row], rows.get(before, {}))
             print(f"| {' | '.join([row, *numbers, over, before if over else '', minutes])} |", flush=True)
 
@@ -244,7 +250,9 @@ def main() -> None:
         table(options.work, options.profile, options.rows, options.split)
         return
     with ThreadPoolExecutor(options.jobs) as pool:
-        asked = [(row, seed) for row in options.rows for seed in options.seeds]
+        # Self-critical training brings its first part along.
+        rows = [row for row in options.rows if row != "attend" or "self-critical" not in options.rows]
+        asked = [(row, seed) for row in rows for seed in options.seeds]
         for _ in pool.map(lambda each: train(options.work, options.profile, *each), asked):
             pass
 

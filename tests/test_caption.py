@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -26,7 +27,7 @@ from stages.features.encoders import EfficientNetLite0, EfficientNetLite2
 from stages.features.preprocessing import Preprocessing
 from stages.train.artifact import Artifact, ArtifactError, load_encoder
 from stages.train.decoders import pack_words
-from stages.vocab.vocabulary import END, START
+from stages.vocab.vocabulary import END, SPECIALS, START, Vocabulary
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CAPTION = Path(sys.executable).with_name("caption")
@@ -151,6 +152,12 @@ def test_captioners_of_different_encoders_vote_by_the_mean_of_their_log_probabil
                 logits = artifact.decoder(artifact.decoder.context(grid.mean(1), grid), told)
             alone.append(-cross_entropy(logits, told.predict, reduction="sum").item())
         assert best[0].score == pytest.approx(mean(alone) / (len(words) + 1) ** 0.7, rel=1e-3)
+    # They look at 2x2 and at 3x3 regions; what is shown is where the first looked.
+    views = [torch.stack([view(picture) for picture in pictures]) for view in both.preprocessings]
+    for one, two in zip(both.describe(views, attention=True), both.caption(pictures), strict=True):
+        assert one[0].text == two[0].text
+        assert one[0].attention is not None
+        assert one[0].attention.shape == (len(one[0].text.split()), 4)
 
 
 def test_several_models_vote_and_must_fit(tmp_path: Path) -> None:
@@ -165,6 +172,10 @@ def test_several_models_vote_and_must_fit(tmp_path: Path) -> None:
     assert both.score < max(alone.score, Captioner.load(other, device="cpu").caption([picture])[0][0].score)
     with pytest.raises(ArtifactError, match=r"have hash 9386950811f5, the captioner was trained on 000000000000"):
         Captioner.load(save_captioner(tmp_path / "third.safetensors", encoder_hash="0" * 64), device="cpu")
+    artifact = Artifact.load(one)
+    others = replace(artifact, vocabulary=Vocabulary((*SPECIALS, *(f"other{n}" for n in range(40)))))
+    with pytest.raises(ArtifactError, match="captioners that vote must share their vocabulary"):
+        Captioner([artifact, others], device="cpu")
 
 
 def test_without_model_it_takes_the_best_that_is_there(

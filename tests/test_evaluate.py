@@ -8,11 +8,13 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from browser import keep, opened
 from PIL import Image
@@ -26,7 +28,8 @@ from tiny import environment, make_project
 from stages.evaluate import figures
 from stages.fetch.captions import read_captions
 from stages.scorers.ptb import tokenize
-from stages.train.artifact import read_metadata
+from stages.train.artifact import Artifact, read_metadata
+from stages.train.decoding import Decoding
 
 
 def stage(root: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -177,13 +180,24 @@ def test_a_release_is_half_as_large_and_measured_itself(evaluated: Path) -> None
     assert read_metadata(trained)["weights_sha256"] in card
     assert "made up, free" in card
     assert "train.decoder: show_tell" in card
-    done = stage(evaluated, "release", "tiny_one", "--terms", "made up, free", "--remember")
-    assert done.returncode == 0, done.stderr
-    remembered, again = read_metadata(path), path.with_suffix(".md").read_text()
-    assert remembered["decoding"]["neighbours"] == 5
-    assert remembered["weights_sha256"] in again
-    assert "--remember`" in again
-    assert again.endswith(card[card.index("Published in float16") :]), "what is said of the training stays"
+    # Published again: with a memory where there is none, with the one it has where the profile decodes otherwise.
+    own = Artifact.load(path)
+    assert own.memory is not None
+    replace(own, memory=None, decoding=Decoding()).save(path)
+    params = (evaluated / "params.yaml").read_text()
+    for weight in ("0.5", "0.25"):
+        (evaluated / "params.yaml").write_text(re.sub(r"consensus: 10\.0", f"consensus: {weight}", params))
+        done = stage(evaluated, "release", "tiny_one", "--terms", "made up, free", "--remember")
+        assert done.returncode == 0, done.stderr
+        remembered, again = Artifact.load(path), path.with_suffix(".md").read_text()
+        assert (remembered.decoding.neighbours, remembered.decoding.consensus) == (5, float(weight))
+        assert remembered.memory is not None
+        for name, value in own.memory.as_dict().items():
+            assert torch.equal(value, remembered.memory.as_dict()[name]), name
+        assert remembered.weights_sha256 in again
+        assert "--remember`" in again
+        assert again.endswith(card[card.index("Published in float16") :]), "what is said of the training stays"
+    (evaluated / "params.yaml").write_text(params)
 
 
 def test_a_picture_without_features_is_an_error_never_left_out(evaluated: Path) -> None:

@@ -195,7 +195,7 @@ def test_the_artifact_carries_what_was_tuned_and_evaluate_and_caption_use_it(tun
     scores = [best[0].score for best in captioner.caption(images)]
     captioner.encoders = [frozen]
     assert np.abs(np.subtract(scores, [best[0].score for best in captioner.caption(images)])).max() > 1e-3
-    # The val loss of the best row is that of the artifact: training judged what it kept.
+    # Twice the same captioner votes as one.
     both = Captioner.load(path, path, device="cpu")
     assert [best[0].text for best in both.caption(images)] == said
 

@@ -170,7 +170,7 @@ def test_attention_is_what_the_decoder_itself_says_one_caption_at_a_time(server:
     assert status == 200
     captioner, decoder = server.captioner, server.captioner.decoders[0]
     with torch.inference_mode():
-        grid = captioner.encoders[0](captioner.preprocessing(PICTURES[0])[None]).half().float()
+        grid = captioner.encoders[0](captioner.preprocessings[0](PICTURES[0])[None]).half().float()
         context = decoder.context(grid.mean(1), grid)
         for each in answer["captions"]:
             words = pack_words([captioner.vocabulary.encode(each["caption"])], [0])
@@ -212,7 +212,7 @@ def test_what_waits_together_gets_the_captions_of_one_picture_at_a_time(server: 
         return captioner
 
     desk = Desk(load, 8, lambda orders, took, since: batches.append(len(orders)))
-    pixels = [captioner.preprocessing(picture) for picture in PICTURES]
+    pixels = [captioner.preprocessings[0](picture) for picture in PICTURES]
     wishes = [Wish("a", 3 + number % 2, 2, attention=True) for number in range(len(pixels))]
     answers = [desk.ask(each, wish) for each, wish in zip(pixels, wishes, strict=True)]
     answers[5].cancel()
@@ -221,7 +221,7 @@ def test_what_waits_together_gets_the_captions_of_one_picture_at_a_time(server: 
     for number, (each, wish, answer) in enumerate(zip(pixels, wishes, answers, strict=True)):
         if number == 5:
             continue
-        (alone,) = captioner.describe(each[None], wish.beam, wish.n, attention=True)
+        (alone,) = captioner.describe([each[None]], wish.beam, wish.n, attention=True)
         together = answer.result().captions
         assert [caption.text for caption in together] == [caption.text for caption in alone]
         for one, other in zip(together, alone, strict=True):

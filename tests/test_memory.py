@@ -9,7 +9,7 @@ import pytest
 import torch
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
-from stages.train.artifact import Artifact, ArtifactError
+from stages.train.artifact import Artifact, ArtifactError, remembered
 from stages.train.decoders import Shape, build
 from stages.train.decoding import Decoding, Hypothesis, by_value, decode
 from stages.train.memory import FADING, Consensus, Memory
@@ -114,6 +114,17 @@ def test_of_two_memories_the_mean_counts(consensus: Consensus) -> None:
         worth = [each.score + 10 * (a + b) / 2 for each, a, b in zip(own, first, second, strict=True)]
         assert worth == sorted(worth, reverse=True)
     assert any((np.argsort(first) != np.argsort(second)).any() for first, second in zip(one, two, strict=True))
+
+
+def test_of_captioners_with_one_encoder_the_first_that_remembers_is_asked() -> None:
+    decoder = build(Shape("show_tell", len(VOCABULARY.words), CHANNELS, 8, 8))
+    memory = Memory.of(POOLED, CAPTIONS)
+    forgetful, one, same, other = (
+        Artifact(decoder, VOCABULARY, {"encoder": name}, Decoding(), memory=known)
+        for name, known in (("X", None), ("X", memory), ("X", memory), ("Y", memory))
+    )
+    found = remembered([forgetful, one, same, other])
+    assert [each is not None for each in found] == [False, True, False, True]
 
 
 def test_an_artifact_keeps_what_is_remembered_and_refuses_another_memory(tmp_path: Path) -> None:

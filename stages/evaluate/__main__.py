@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def main() -> None:
 
     artifacts = [Artifact.load(path) for path in options.model or [models / "captioner.safetensors"]]
     features = Features(data / "features")
+    if not options.model and (other := unlike(replace(artifacts[0], tuned={}), features)):
+        raise ValueError(f"{other}: run `dvc repro`")
     decoding = artifacts[0].decoding.but(**settings.decoding())
     asked = {split: pictures[split] for split in ([options.split] if options.model else SPLITS)}
     # Opened before the work, which a store that cannot be opened would make in vain.
@@ -69,12 +72,10 @@ def main() -> None:
     for unfinished in () if options.model else models.glob("unfinished_*.pt"):
         unfinished.unlink()  # train's checkpoints: now that DVC has its outputs, it is never resumed
     device = choose_device(settings.device)
-    # Pictures are needed to be shown, and by a captioner that sees other than the features on disk: one that is asked
-    # for by name, or whose encoder was tuned. The stage's own was trained on these features, or there is a mistake.
+    # Pictures are needed to be shown, and by a captioner that sees other than the features on disk.
     strange = any(unlike(artifact, features) for artifact in artifacts)
     archives = Pictures(data / "pictures") if record or strange else None
-    encoded = archives if options.model or artifacts[0].tuned else None
-    best = hypotheses(artifacts, asked, features, encoded, decoding, batch=settings.batch, device=device)
+    best = hypotheses(artifacts, asked, features, archives, decoding, batch=settings.batch, device=device)
     found = {split: texts(artifacts[0], own) for split, own in best.items()}
     cards = judge(found, pictures, features, decoding.as_dict(), settings.resamples)
     if record is None or archives is None:

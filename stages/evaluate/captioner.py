@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stages.features.device import choose_device
 from stages.features.preprocessing import Preprocessing
-from stages.train.artifact import Artifact, ArtifactError, load_encoder, remembered
+from stages.train.artifact import Artifact, check_vote, load_encoder, remembered
 from stages.train.decoders import Context, pack_words
 from stages.train.decoding import decode
 from stages.vocab.vocabulary import END, START
@@ -39,9 +39,8 @@ class Captioner:
 
     def __init__(self, artifacts: Sequence[Artifact], device: str = "auto") -> None:
         """Raises ArtifactError when the artifacts do not fit each other, or an encoder's weights are other ones."""
+        check_vote(artifacts)
         first = artifacts[0]
-        if any(other.vocabulary != first.vocabulary for other in artifacts[1:]):
-            raise ArtifactError("captioners that vote must share their vocabulary: train them on the same captions")
         self.artifacts = artifacts
         self.vocabulary, self.decoding = first.vocabulary, first.decoding
         self.device = choose_device(device)
@@ -55,7 +54,8 @@ class Captioner:
 
     @property
     def at_least(self) -> int:
-        """Pixels a side that a picture must keep when it is decoded small."""
+        """Pixels a side that a picture must keep when it is decoded small: once, for the largest view of it. Evaluation
+        decodes for each encoder, so that last bits can differ where several sizes vote."""
         return max(preprocessing.size for preprocessing in self.preprocessings)
 
     @classmethod
@@ -80,8 +80,8 @@ class Captioner:
         self, views: Sequence[Tensor], beam: int | None = None, n: int = 1, *, attention: bool = False, **options: Any
     ) -> list[list[Caption]]:
         """The same for preprocessed pictures (B, 3, S, S) uint8, once for each of `preprocessings`. With `attention`,
-        captions say where each of their words was looked for, if a decoder looks anywhere; of several that look at
-        the same regions, the mean."""
+        captions say where each of their words was looked for, if a decoder looks anywhere; of several, the mean of
+        those that see the picture as the first of them."""
         decoding = self.decoding.but(beam=beam, **options)
         decoding = decoding.but(beam=max(n, decoding.beam))
         numbers = [crc32(picture.numpy()) for picture in views[0]]
@@ -119,13 +119,14 @@ class Captioner:
     ) -> list[list[NDArray[np.float32]]] | None:
         """For every picture and each of its captions (word ids) where its words were looked for (T, R); None where no
         decoder looks anywhere."""
-        looking = [(decoder, context) for decoder, context in zip(self.decoders, contexts, strict=True) if decoder.grid]
+        every = zip(self.decoders, contexts, self.sees, strict=True)
+        looking = [(decoder, context, self.preprocessings[sees]) for decoder, context, sees in every if decoder.grid]
         if not looking:
             return None
         owners = [picture for picture, own in enumerate(captions) for _ in own]
         words = pack_words([[START, *caption, END] for own in captions for caption in own], owners).to(self.device)
-        seen = [weights for d, c in looking if (weights := d.attention(c, words)) is not None]
-        weights = torch.stack([each for each in seen if each.shape == seen[0].shape]).mean(0)
+        alike = [(decoder, context) for decoder, context, view in looking if view == looking[0][2]]
+        weights = torch.stack([seen for d, c in alike if (seen := d.attention(c, words)) is not None]).mean(0)
         lengths = [len(caption) for own in captions for caption in own]
         which, flat = words.captions(), [np.empty(0, np.float32)] * len(owners)
         for place, number in enumerate(words.order.tolist()):

@@ -18,7 +18,7 @@ from stages.features.preprocessing import Preprocessing
 from stages.features.store import Features
 from stages.fetch.captions import Picture
 from stages.fetch.pictures import Pictures
-from stages.train.artifact import Artifact, load_encoder, remembered
+from stages.train.artifact import Artifact, check_vote, load_encoder, remembered
 from stages.train.batches import Source
 from stages.train.decoders import Decoder, pack_words
 from stages.train.decoding import Decoding, Hypothesis
@@ -37,7 +37,7 @@ def caption(
     batch: int,
     device: torch.device,
 ) -> dict[str, dict[int, str]]:
-    """The best caption of every picture, by split and id. ValueError where captioners and features do not fit."""
+    """The best caption of every picture, by split and id. ValueError as `hypotheses`."""
     found = hypotheses(artifacts, pictures, features, archives, decoding, batch=batch, device=device)
     return {split: texts(artifacts[0], best) for split, best in found.items()}
 
@@ -62,9 +62,8 @@ def hypotheses(
     A captioner sees the features on disk, or, where its encoder is another one, what that says of the pictures in
     `archives`. Raises ValueError where there are none, or where captioners do not fit each other.
     """
+    check_vote(artifacts)
     first = artifacts[0]
-    if any(artifact.vocabulary != first.vocabulary for artifact in artifacts):
-        raise ValueError("captioners that vote must share their vocabulary: train them on the same captions")
     decoders = [artifact.decoder.to(device) for artifact in artifacts]
     found = {}
     for split, own in pictures.items():

@@ -107,11 +107,19 @@ class Artifact:
         return cls(decoder.eval(), vocabulary, metadata["encoder"], decoding, hashed, parts["encoder"], memory)
 
 
+def check_vote(artifacts: Sequence[Artifact]) -> None:
+    """Raises ArtifactError where captioners cannot vote."""
+    if any(other.vocabulary != artifacts[0].vocabulary for other in artifacts[1:]):
+        raise ArtifactError("captioners that vote must share their vocabulary: train them on the same captions")
+
+
 def remembered(artifacts: Sequence[Artifact]) -> list[Consensus | None]:
-    """What each of several captioners remembers; None where it is nothing, or where an earlier one sees with the same
-    encoder: that remembers the same."""
+    """What each of several captioners remembers; None where it is nothing, or where an earlier one with the same
+    encoder remembers, which is the same."""
     return [
-        None if any(earlier.encoder == artifact.encoder for earlier in artifacts[:place]) else artifact.consensus
+        None
+        if any(earlier.memory and earlier.encoder == artifact.encoder for earlier in artifacts[:place])
+        else artifact.consensus
         for place, artifact in enumerate(artifacts)
     ]
 

@@ -27,7 +27,8 @@ import yaml
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 SSE = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 FIRST = "AVX2"
-MACHINES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {  # name -> (environment, train's settings)
+# name -> (environment, train's settings; its precision is that of features, too)
+MACHINES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     FIRST: (AVX2, {}),
     "SSE": (SSE, {}),
     "AVX2, seed 2": (AVX2, {"seed": 2}),
