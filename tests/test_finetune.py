@@ -18,6 +18,7 @@ from tiny import settings
 from trained import stage
 
 from stages.evaluate.captioner import Captioner
+from stages.evaluate.measure import caption
 from stages.features.encoders import ENCODERS, EfficientNetLite0
 from stages.features.preprocessing import Preprocessing
 from stages.features.store import Features
@@ -27,6 +28,7 @@ from stages.files import sha256
 from stages.train.artifact import Artifact, ArtifactError, load_encoder
 from stages.train.batches import Source
 from stages.train.decoders import Shape, build, pack_words
+from stages.train.decoding import Decoding
 from stages.train.finetune import Tuned, keep
 from stages.train.loop import Training
 
@@ -220,6 +222,24 @@ def test_tuned_and_untuned_vote_together(tuned: Path, tmp_path: Path, capsys: py
     Artifact(other, artifact.vocabulary, named, artifact.decoding, tuned=wrong).save(tmp_path / "wrong.safetensors")
     with pytest.raises(ArtifactError, match=r"tuned weights do not fit the encoder \(17.0.weight \(3,\) is not among"):
         Captioner.load(tmp_path / "wrong.safetensors", device="cpu").caption([Image.new("RGB", (64, 64))])
+
+
+def test_a_captioner_of_another_size_is_shown_the_pictures_themselves(tuned: Path) -> None:
+    trained = Artifact.load(tuned / "models/tiny/captioner.safetensors")
+    named = {key: value for key, value in trained.encoder.items() if key != "tuned_sha256"}
+    torch.manual_seed(3)
+    decoder = build(Shape("attend", len(trained.vocabulary.words), 1280, 16, 16)).eval()
+    other = Artifact(
+        decoder, trained.vocabulary, named | {"preprocessing": {"size": 96, "resize": "crop"}}, Decoding(max_words=6)
+    )
+    features, archives = Features(tuned / "data/tiny/features"), Pictures(tuned / "data/tiny/pictures")
+    pictures = read_captions(tuned / "data/tiny/captions_test.json")
+    asked: dict[str, Any] = {"decoding": other.decoding, "batch": 4, "device": CPU}
+    found = caption([other], {"test": pictures}, features, archives, **asked)["test"]
+    images = [decode(archives.read(picture.file_name), at_least=96) for picture in pictures]
+    assert [*found.values()] == [best[0].text for best in Captioner([other], device="cpu").caption(images)]
+    with pytest.raises(ValueError, match=r"has preprocessing .*, the captioner sees .*96.*: run `dvc repro`"):
+        caption([other], {"test": pictures}, features, None, **asked)
 
 
 def test_interrupted_while_finetuning_it_ends_with_the_same_bytes(
