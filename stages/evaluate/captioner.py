@@ -5,7 +5,6 @@ Shapes: B pictures of a batch, S pixels a side, T words of a caption, R regions;
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -45,12 +44,12 @@ class Captioner:
         self.vocabulary, self.decoding = first.vocabulary, first.decoding
         self.device = choose_device(device)
         self.decoders = [artifact.decoder.to(self.device) for artifact in artifacts]
-        kinds = [json.dumps(artifact.encoder, sort_keys=True) for artifact in artifacts]
-        order = list(dict.fromkeys(kinds))  # those that are alike look once
-        own = [artifacts[kinds.index(kind)] for kind in order]
+        known = [artifact.encoder for artifact in artifacts]
+        firsts = sorted({known.index(encoder) for encoder in known})  # those that see alike look once
+        own = [artifacts[place] for place in firsts]
         self.encoders = [load_encoder(artifact.encoder, artifact.tuned, self.device) for artifact in own]
         self.preprocessings = [Preprocessing(**artifact.encoder["preprocessing"]) for artifact in own]
-        self.sees = [order.index(kind) for kind in kinds]  # of each decoder, the encoder that it sees with
+        self.sees = [firsts.index(known.index(encoder)) for encoder in known]  # of each decoder, its encoder
 
     @property
     def at_least(self) -> int:
