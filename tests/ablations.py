@@ -37,6 +37,7 @@ from stages.evaluate.scorecard import SEED, diagnostics
 from stages.features.device import set_threads
 from stages.features.store import Features
 from stages.fetch.captions import Picture, read_captions
+from stages.fetch.pictures import Pictures
 from stages.files import fingerprint, whole, write_json
 from stages.scorers.bootstrap import interval, resampled_sums
 from stages.scorers.score import Judge, Scores
@@ -47,13 +48,13 @@ from stages.train.decoding import Decoding
 
 DECODED_BY = [Path(code.__file__) for code in (decoding, memory)]  # what is said changes with these
 CROSS_ENTROPY = {"self_critical.epochs": 0}
-SHOW_TELL = {"decoder": "show_tell", "captions_per_picture": 1, "epochs": 12}
+SHOW_TELL = {"decoder": "show_tell", "captions_per_picture": 1, "epochs": 12, "dropout": 0.5}
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (the row that it changes, its changes of section train)
     "attend": ("", CROSS_ENTROPY),
     "show_tell": ("attend", SHOW_TELL),
     "self-critical": ("attend", {"self_critical.epochs": 3}),
     "label_smoothing 0": ("attend", {"label_smoothing": 0.0}),
-    "dropout 0.3": ("attend", {"dropout": 0.3}),
+    "dropout 0.5": ("attend", {"dropout": 0.5}),
     "own_words 0.25": ("attend", {"own_words": 0.25}),
     "tied": ("attend", {"tied": True}),
     "average 0.999": ("attend", {"average": 0.999}),
@@ -61,6 +62,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (the row that it chan
     "constant rate": ("attend", {"schedule": "constant"}),
     "12 epochs": ("attend", {"epochs": 12}),
     "hidden 768": ("attend", {"hidden": 768, "embedding": 768}),
+    "finetuned": ("attend", {"finetune.epochs": 2}),
 }
 
 
@@ -160,6 +162,7 @@ class Split(NamedTuple):
     name: str
     pictures: Sequence[Picture]
     features: Features
+    archives: Pictures  # for captioners whose encoder was tuned
     judge: Judge
     decoding: Decoding
 
@@ -179,7 +182,7 @@ def tell(folder: Path, split: Split) -> Told:
     if not captions.exists():
         artifact, device = Artifact.load(path), torch.device("cpu")
         asked = {split.name: split.pictures}
-        found = caption([artifact], asked, split.features, None, split.decoding, batch=128, device=device)
+        found = caption([artifact], asked, split.features, split.archives, split.decoding, batch=128, device=device)
         write_results(captions, found[split.name])
     said = read_results(captions, {picture.id: picture.captions for picture in split.pictures})
     return Told(split.judge.score(said), float((folder / "minutes").read_text()))
@@ -222,7 +225,7 @@ def table(work: Path, profile: str, wanted: Sequence[str], name: str) -> None:
     pictures = read_captions(data / f"captions_{name}.json")
     judge = Judge({picture.id: picture.captions for picture in pictures})
     asked = Decoding(**params.check()[1][profile]["train"].decoding())
-    split = Split(name, pictures, Features(data / "features"), judge, asked)
+    split = Split(name, pictures, Features(data / "features"), Pictures(data / "pictures"), judge, asked)
     print(ABOUT.format(count=len(pictures), split=name, profile=profile, decoding=asked.as_dict()))
     print("| training | seeds | CIDEr-D | BLEU-4 | METEOR | words | different words | CIDEr-D over | of | minutes |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---|---:|")

@@ -231,7 +231,7 @@ def test_how_captions_were_decoded_stands_beside_their_score(evaluated: Path) ->
     ours = str(evaluated / "models/tiny/captioner.safetensors")
     cards = []
     for changes in (
-        {"block_trigrams": True, "neighbours": 7, "consensus": 0.5, "candidates": 6},
+        {"block_trigrams": True, "neighbours": 7, "consensus": 0.5, "guidance": 0.3, "candidates": 6},
         {"sample": {"top_p": 0.9, "temperature": 1.5, "seed": 7}},
         {"sample": {"top_p": 0.9, "temperature": 1.5, "seed": 7}},
     ):
@@ -242,7 +242,7 @@ def test_how_captions_were_decoded_stands_beside_their_score(evaluated: Path) ->
         cards.append(done.stdout)
     (evaluated / "params.yaml").write_text(before)
     asked = "- decoding: beam 3, length_penalty 0.7, max_words 20, block_trigrams True, neighbours 7, consensus 0.5, "
-    assert f"{asked}candidates 6\n" in cards[0]
+    assert f"{asked}guidance 0.3, candidates 6\n" in cards[0]
     said = "- decoding: beam 1, length_penalty 0.7, max_words 20, top_p 0.9, temperature 1.5, seed 7\n"
     assert said in cards[1]
     assert cards[1] == cards[2] != cards[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from stages.train.artifact import Artifact, ArtifactError, remembered
-from stages.train.decoders import Shape, build
+from stages.train.decoders import Context, Decoder, Shape, State, build
 from stages.train.decoding import Decoding, Hypothesis, by_value, decode
-from stages.train.memory import FADING, Consensus, Memory
+from stages.train.memory import FADING, SELDOM, Consensus, Memory
 from stages.vocab.vocabulary import END, SPECIALS, START, Vocabulary
 
 VOCABULARY = Vocabulary((*SPECIALS, *(f"word{i}" for i in range(12))))
@@ -51,8 +52,8 @@ def test_agreement_is_the_weighted_mean_of_pycocoevalcaps_cider_d_over_the_neigh
     new = POOLED[[3, 17]] + 0.1
     captions = [[tuple(generator.integers(4, 16, length).tolist()) for length in (4, 7)] for _ in range(2)]
     captions[1].append(tuple(CAPTIONS[17][0][1:-1]))
-    found = consensus.agreement(new, captions, neighbours=6)
     near, weights = consensus.memory.near(new, 6)
+    found = consensus.agreement(near, weights, captions)
     said = [[VOCABULARY.decode(caption) for caption in own] for own in CAPTIONS]
     for picture, own in enumerate(captions):
         for place, caption in enumerate(own):
@@ -85,13 +86,63 @@ def test_a_beam_is_put_in_order_by_its_neighbours_in_any_batch(consensus: Consen
     plain, ordered = (said(slice(8), Decoding(5, max_words=7, neighbours=count)) for count in (0, 9))
     assert [{each.words for each in own} for own in plain] == [{each.words for each in own} for own in ordered]
     assert plain != ordered
-    agreed = consensus.agreement(POOLED[:8], [[each.words for each in own] for own in ordered], 9)
+    near = consensus.memory.near(POOLED[:8], 9)
+    agreed = consensus.agreement(*near, [[each.words for each in own] for own in ordered])
     for own, values in zip(ordered, agreed, strict=True):
         worth = [each.score + 10 * value for each, value in zip(own, values, strict=True)]
         assert worth == sorted(worth, reverse=True)
     for row, own in enumerate(ordered):
         alone = said(slice(row, row + 1), Decoding(5, max_words=7, neighbours=9))[0]
         assert [each.words for each in alone] == [each.words for each in own]
+
+
+def test_the_guide_is_how_much_oftener_neighbours_say_a_word(consensus: Consensus) -> None:
+    near, weights = consensus.memory.near(POOLED[:4] + 0.1, 6)
+    found = consensus.guide(near, weights)
+    shares = [Counter(word for caption in own for word in {*caption}) for own in CAPTIONS]
+    for row, guide in enumerate(found):
+        assert guide[: len(SPECIALS)].tolist() == [0.0] * len(SPECIALS)
+        for word in range(len(SPECIALS), len(VOCABULARY.words)):
+            of = [counts[word] / len(own) for counts, own in zip(shares, CAPTIONS, strict=True)]
+            here = sum(of[place] * weight for place, weight in zip(near[row], weights[row], strict=True))
+            ratio = (here + SELDOM) / (sum(of) / PICTURES + SELDOM)
+            assert float(guide[word]) == pytest.approx(np.log(ratio), abs=1e-5)
+
+
+class Leaning(torch.nn.Module):
+    """A decoder that holds some words likelier than another one does; which, stands at the end of its context."""
+
+    def __init__(self, other: Decoder) -> None:
+        super().__init__()
+        self.other = other
+
+    def start(self, context: Context, captions: int) -> State:
+        return self.other.start(context[:-1], captions)
+
+    def step(self, words: torch.Tensor, state: State, context: Context) -> tuple[torch.Tensor, State]:
+        logits, state = self.other.step(words, state, context[:-1])
+        return logits + context[-1][:, None], state
+
+
+@pytest.mark.parametrize("drawn", [{}, {"top_p": 0.9}])
+def test_guided_it_says_what_a_decoder_would_that_leans_that_way(consensus: Consensus, drawn: dict[str, float]) -> None:
+    torch.manual_seed(2)
+    decoder = build(Shape("show_tell", len(VOCABULARY.words), CHANNELS, 8, 8)).eval()
+    rows = slice(0, 12)
+    context = decoder.context(POOLED[rows])
+    near = consensus.memory.near(POOLED[rows], 9)
+    asked = {"bad_endings": (), "numbers": range(12), "memories": [(consensus, POOLED[rows])]}
+
+    def said(decoder: torch.nn.Module, context: Context, **options: float) -> list[list[Hypothesis]]:
+        decoding = Decoding(5, max_words=7, neighbours=9, consensus=0.0).but(beam=5, **drawn, **options)
+        return decode([decoder], [context], decoding, **asked)  # type: ignore[list-item, arg-type]
+
+    plain, guided = (said(decoder, context, guidance=power) for power in (0.0, 0.7))
+    leaning = said(Leaning(decoder), (*context, 0.7 * consensus.guide(*near)))
+    assert [[each.words for each in own] for own in guided] == [[each.words for each in own] for own in leaning]
+    for own, other in zip(guided, leaning, strict=True):
+        assert [each.score for each in own] == pytest.approx([each.score for each in other], abs=1e-5)
+    assert [[each.words for each in own] for own in guided] != [[each.words for each in own] for own in plain]
 
 
 def test_of_two_memories_the_mean_counts(consensus: Consensus) -> None:
@@ -109,7 +160,7 @@ def test_of_two_memories_the_mean_counts(consensus: Consensus) -> None:
         memories=memories,
     )
     words = [[each.words for each in own] for own in found]
-    one, two = (each.agreement(pooled, words, 9) for each, pooled in memories)
+    one, two = (each.agreement(*each.memory.near(pooled, 9), words) for each, pooled in memories)
     for own, first, second in zip(found, one, two, strict=True):
         worth = [each.score + 10 * (a + b) / 2 for each, a, b in zip(own, first, second, strict=True)]
         assert worth == sorted(worth, reverse=True)

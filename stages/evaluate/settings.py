@@ -23,6 +23,7 @@ class Settings(Section):
     block_endings: bool | None
     neighbours: int | None = Field(ge=0, le=1000)
     consensus: float | None = Field(ge=0)
+    guidance: float | None = Field(ge=0, le=10)
     candidates: int | None = Field(ge=0, le=1000)
     sample: Sample | None
     batch: int = Field(ge=1, le=65536)

@@ -35,6 +35,7 @@ class Decoding:
     block_endings: bool = False  # whether no caption ends with a word of vocabulary.BAD_ENDINGS
     neighbours: int = 0  # nearest training pictures, by what people said of which the best of the beam is chosen
     consensus: float = 10.0  # weight of agreeing with them, beside the score
+    guidance: float = 0.0  # power of how much oftener they say a word than people do elsewhere, on its probability
     candidates: int = 0  # captions that are found before one is chosen; 0: as many as `beam`
     top_p: float = 0.0  # above 0, words are drawn from the likeliest that hold this share of probability; no beam
     temperature: float = 1.0  # divides log-probabilities before words are drawn
@@ -42,10 +43,10 @@ class Decoding:
 
     def as_dict(self) -> dict[str, Any]:
         """What a score card and an artifact say: what is off is left out, so that older cards compare."""
-        switches = ("block_trigrams", "block_endings", "neighbours", "candidates", "top_p")
+        switches = ("block_trigrams", "block_endings", "neighbours", "guidance", "candidates", "top_p")
         off = {name for name in switches if not getattr(self, name)}
         off |= {"temperature", "seed"} if "top_p" in off else {"candidates"}  # what is drawn is not searched for
-        off |= {"consensus"} if "neighbours" in off else set()
+        off |= {"consensus", "guidance"} if "neighbours" in off else set()
         return {name: value for name, value in asdict(self).items() if name not in off}
 
     def but(self, **changes: Any) -> Self:
@@ -58,7 +59,7 @@ class Hypothesis(NamedTuple):
     """One decoded caption."""
 
     words: tuple[int, ...]  # ids, without <start> and <end>
-    score: float  # log-probability / (words and <end>) ** length_penalty
+    score: float  # log-probability, guided where that is asked for, / (words and <end>) ** length_penalty
 
 
 def decode(
@@ -76,18 +77,23 @@ def decode(
     same number and seed draw the same, in whatever batch. `memories` are what `neighbours` asks, each about pictures as
     its encoder sees them (P, C); of several the mean counts. Raises ValueError where it asks and there is none.
     """
+    if decoding.neighbours and not memories:
+        raise ValueError(
+            f"decoding: neighbours = {decoding.neighbours}, and this captioner remembers no training pictures: set "
+            "it to 0, or train with train.neighbours above 0"
+        )
+    asked = [(own, own.memory.near(pooled, decoding.neighbours)) for own, pooled in memories if decoding.neighbours]
+    guide = None
+    if asked and decoding.guidance:
+        guide = decoding.guidance * torch.stack([own.guide(*near) for own, near in asked]).mean(0)
+        guide = guide.to(contexts[0][0].device)
     if decoding.top_p:
-        found = nucleus(decoders, contexts, decoding, bad_endings, numbers)
+        found = nucleus(decoders, contexts, decoding, bad_endings, numbers, guide)
     else:
-        found = beam_search(decoders, contexts, decoding, bad_endings)
-    if decoding.neighbours:
-        if not memories:
-            raise ValueError(
-                f"decoding: neighbours = {decoding.neighbours}, and this captioner remembers no training pictures: set "
-                "it to 0, or train with train.neighbours above 0"
-            )
+        found = beam_search(decoders, contexts, decoding, bad_endings, guide)
+    if asked:
         words = [[each.words for each in own] for own in found]
-        agreed = [each.agreement(pooled, words, decoding.neighbours) for each, pooled in memories]
+        agreed = [own.agreement(*near, words) for own, near in asked]
         means = [np.mean(own, axis=0) for own in zip(*agreed, strict=True)]
         found = [by_value(own, mean, decoding.consensus) for own, mean in zip(found, means, strict=True)]
     return [own[: decoding.beam] for own in found]
@@ -101,7 +107,11 @@ def by_value(hypotheses: list[Hypothesis], agreement: NDArray[np.float64], weigh
 
 @torch.inference_mode()
 def beam_search(
-    decoders: Sequence[Decoder], contexts: Sequence[Context], decoding: Decoding, bad_endings: Sequence[int] = ()
+    decoders: Sequence[Decoder],
+    contexts: Sequence[Context],
+    decoding: Decoding,
+    bad_endings: Sequence[int] = (),
+    guide: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
     """For each picture its finished captions, best first, as many as `beam` or `candidates`, whichever is more.
 
@@ -110,7 +120,7 @@ def beam_search(
     when those are, later than it would be (2204.05424 calls candidates / beam the patience): alone that changes little,
     but more to choose from is worth more than a wider beam. At max_words every living caption is closed with the
     probability of <end>. <unk> is never written and no caption is empty. Several decoders vote by the mean of their
-    log-probabilities.
+    log-probabilities. `guide` (P, V), where given, is added to them.
     """
     beam, wanted, device = decoding.beam, max(decoding.beam, decoding.candidates), contexts[0][0].device
     pictures = len(contexts[0][0])
@@ -125,7 +135,7 @@ def beam_search(
     best_words = torch.full((pictures, wanted, decoding.max_words), PAD, device=device)
 
     for length in range(1, decoding.max_words + 2):  # the length counts <end>
-        log_probabilities = vote(decoders, written[:, :, -1], states, contexts)
+        log_probabilities = vote(decoders, written[:, :, -1], states, contexts, guide)
         forbid(log_probabilities, written, decoding, bad_endings)
         continued = (scores[:, :, None] + log_probabilities).flatten(1)  # (P, K * V)
         # 2 K candidates: even when K of them end, K live on.
@@ -157,6 +167,7 @@ def beam_search(
             at_work, scores, written, parents = at_work[keep], scores[keep], written[keep], parents[keep]
             best_scores, best_words = best_scores[keep], best_words[keep]
             contexts = [tuple(part[keep] for part in context) for context in contexts]
+            guide = None if guide is None else guide[keep]
             states = [tuple(part[keep] for part in state) for state in states]
             if len(keep) == 0:
                 break
@@ -171,6 +182,7 @@ def nucleus(
     decoding: Decoding,
     bad_endings: Sequence[int],
     numbers: Sequence[int],
+    guide: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
     """For each picture `beam` captions, likeliest first, drawn from the nucleus (1904.09751, section 3.1): of each
     word's probabilities the fewest largest that add up to `top_p`. Scores are those of the decoder itself."""
@@ -183,7 +195,7 @@ def nucleus(
     ended = torch.zeros_like(scores, dtype=torch.bool)
     while not ended.all():
         chance = chances[:, :, written.shape[-1] - 1, None]
-        log_probabilities = vote(decoders, written[:, :, -1], states, contexts)
+        log_probabilities = vote(decoders, written[:, :, -1], states, contexts, guide)
         forbid(log_probabilities, written, decoding, bad_endings)
         likely = (log_probabilities.double() / decoding.temperature).softmax(-1)
         likely, words = likely.sort(dim=-1, descending=True, stable=True)
@@ -206,13 +218,22 @@ def nucleus(
     return [sorted(each, key=lambda hypothesis: -hypothesis.score) for each in found]
 
 
-def vote(decoders: Sequence[Decoder], words: Tensor, states: list[State], contexts: Sequence[Context]) -> Tensor:
-    """words (P, K) just written -> mean log-probabilities of the next (P, K, V); `states` go one word further."""
+def vote(
+    decoders: Sequence[Decoder],
+    words: Tensor,
+    states: list[State],
+    contexts: Sequence[Context],
+    guide: Tensor | None = None,
+) -> Tensor:
+    """words (P, K) just written -> mean log-probabilities of the next (P, K, V); `states` go one word further.
+
+    With `guide` (P, V) each probability is multiplied by its exponential, and all are brought to a sum of 1 again."""
     totals = torch.zeros((), device=words.device)
     for i, (decoder, context) in enumerate(zip(decoders, contexts, strict=True)):
         logits, states[i] = decoder.step(words, states[i], context)
         totals = totals + logits.float().log_softmax(-1)
-    return totals / len(decoders)
+    totals = totals / len(decoders)
+    return totals if guide is None else (totals + guide[:, None]).log_softmax(-1)
 
 
 def forbid(log_probabilities: Tensor, written: Tensor, decoding: Decoding, bad_endings: Sequence[int]) -> None:

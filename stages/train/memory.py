@@ -2,10 +2,14 @@
 
 A decoder's likeliest caption is not the one that people agree with most. What they said of the training pictures
 nearest to a new one tells better: of the captions that the decoder finds likely, the one is taken that agrees with
-theirs (consensus re-ranking: Devlin et al., 1505.04467; Mao et al., 1412.6632, section 8). Nothing new is learned.
+theirs (consensus re-ranking: Devlin et al., 1505.04467; Mao et al., 1412.6632, section 8). And while it writes, words
+that they say more often than people do elsewhere are made likelier (unigram rescaling: Gildea and Hofmann 1999,
+"Topic-based language models using EM"): a beam of five then holds captions that a beam of ten would. Nothing new is
+learned.
 
 Shapes: M training pictures, C channels, D <= 256 directions in which pictures differ most, L words of all captions with
-        an <end> behind each, P pictures of a batch, K neighbours, B captions to choose from, T words of the longest
+        an <end> behind each, P pictures of a batch, K neighbours, B captions to choose from, T words of the longest,
+        V vocabulary
 """
 
 from __future__ import annotations
@@ -23,9 +27,10 @@ from torch import Tensor
 
 from stages.scorers.cider import CiderD
 from stages.scorers.ngrams import Ints, References
-from stages.vocab.vocabulary import END, Vocabulary
+from stages.vocab.vocabulary import END, SPECIALS, Vocabulary
 
 DIRECTIONS = 256  # of 1,280 or 2,048 channels: a fifth of the bytes, and neighbours as good (val of Flickr8k)
+SELDOM = 0.01  # added to the share of captions that have a word, so that one never said is not impossible
 FADING = 0.07  # of cosine: a picture that much less alike counts e times less; all alike were worse (val of Flickr8k)
 
 
@@ -91,12 +96,38 @@ class Consensus:
         waiting = iter(texts)
         return CiderD(References([[*islice(waiting, count)] for count in self.memory.captions.tolist()]))
 
+    @cached_property
+    def spoken(self) -> tuple[Ints, Ints, NDArray[np.float64]]:
+        """The different words of each picture's captions: where a picture's begin (M + 1,), the words, picture after
+        picture, and the share of its captions that has each."""
+        words, counts, size = self.memory.words.numpy(), self.memory.captions.numpy(), len(self.vocabulary.words)
+        ends = words == END
+        caption = np.cumsum(ends) - ends
+        said = np.unique(caption[~ends] * np.int64(size) + words[~ends])  # once a caption
+        owner = np.repeat(np.arange(len(counts)), counts)
+        said, captions = np.unique(owner[said // size] * np.int64(size) + said % size, return_counts=True)
+        begins = np.searchsorted(said // size, np.arange(len(counts) + 1))
+        return begins, said % size, captions / counts[said // size]
+
+    def guide(self, near: Ints, weights: NDArray[np.float64]) -> Tensor:
+        """near, weights (P, K) of `Memory.near` -> by how much neighbours say each word more often than all training
+        captions do: the logarithm of the ratio of the shares of captions that have it (P, V), 0 for special words."""
+        size, (begins, words, shares) = len(self.vocabulary.words), self.spoken
+        everywhere = np.bincount(words, shares, size) / len(self.memory.captions)
+        picture = np.repeat(np.arange(len(near)), near.shape[1])
+        counts = (begins[near + 1] - begins[near]).ravel()
+        place = np.arange(counts.sum()) + np.repeat(begins[near].ravel() - np.cumsum(counts) + counts, counts)
+        cell = np.repeat(picture, counts) * size + words[place]
+        here = np.bincount(cell, shares[place] * np.repeat(weights.ravel(), counts), len(near) * size)
+        ratios = np.log((here.reshape(len(near), size) + SELDOM) / (everywhere + SELDOM))
+        ratios[:, : len(SPECIALS)] = 0
+        return torch.from_numpy(ratios).float()
+
     def agreement(
-        self, pooled: Tensor, captions: Sequence[Sequence[Sequence[int]]], neighbours: int
+        self, near: Ints, weights: NDArray[np.float64], captions: Sequence[Sequence[Sequence[int]]]
     ) -> list[NDArray[np.float64]]:
-        """pooled (P, C), captions of each picture as ids -> for each picture the mean CIDEr-D of each of its captions,
-        held against those of its K nearest training pictures, the nearer the heavier."""
-        near, weights = self.memory.near(pooled, neighbours)
+        """near, weights (P, K) of `Memory.near`, captions of each picture as ids -> the mean CIDEr-D of each of a
+        picture's captions, held against those of its neighbours, the nearer the heavier."""
         flat = [caption for own in captions for caption in own]
         numbers = self.cider.references.number(self.vocabulary.words)
         ids = np.full((len(flat), max(map(len, flat))), -1)

@@ -74,6 +74,7 @@ class Settings(Section):
     block_endings: bool
     neighbours: int = Field(ge=0, le=1000)
     consensus: float = Field(ge=0)
+    guidance: float = Field(ge=0, le=10)
     candidates: int = Field(ge=0, le=1000)
     val_pictures: int = Field(ge=1)
     checkpoint_minutes: float = Field(gt=0)
@@ -87,7 +88,7 @@ class Settings(Section):
     def decoding(self) -> dict[str, Any]:
         """How captions are decoded, by val after each epoch and by default afterwards."""
         first = ("beam", "length_penalty", "max_words", "block_trigrams", "block_endings")
-        return {name: getattr(self, name) for name in (*first, "neighbours", "consensus", "candidates")}
+        return {name: getattr(self, name) for name in (*first, "neighbours", "consensus", "guidance", "candidates")}
 
     def plan(self) -> Plan:
         """Of learning from people's words."""
