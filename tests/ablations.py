@@ -151,8 +151,8 @@ ABOUT = """# Training, option by option: the {count} pictures of {split}
 captioner decoded with {decoding}.
 
 CIDEr-D, BLEU-4 and METEOR are in percent, means over seeds; ± is the standard deviation of seeds. The difference in
-CIDEr-D is to the row that is named, over the same seeds, with its 95% interval over pictures. Minutes are of one thread,
-beside whatever else ran. `attend` is what `self-critical` begins with.
+CIDEr-D is to the row that is named, over the same seeds, with its 95% interval over pictures. Minutes are of one
+thread, beside whatever else ran. `attend` is what `self-critical` begins with.
 """
 
 
