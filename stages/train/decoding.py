@@ -185,7 +185,8 @@ def nucleus(
     guide: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
     """For each picture `beam` captions, likeliest first, drawn from the nucleus (1904.09751, section 3.1): of each
-    word's probabilities the fewest largest that add up to `top_p`. Scores are those of the decoder itself."""
+    word's probabilities the fewest largest that add up to `top_p`. Scores are those of the decoder itself, with `guide`
+    (P, V) added where it is given."""
     captions, device = decoding.beam, contexts[0][0].device
     drawn = [np.random.default_rng([decoding.seed, n]).random((captions, decoding.max_words + 1)) for n in numbers]
     chances = torch.tensor(np.stack(drawn), device=device)

@@ -1,4 +1,4 @@
-"""What a captioner remembers of its training pictures, so that it can choose among its own captions.
+"""What a captioner remembers of its training pictures, so that it can be guided, and choose among its own captions.
 
 A decoder's likeliest caption is not the one that people agree with most. What they said of the training pictures
 nearest to a new one tells better: of the captions that the decoder finds likely, the one is taken that agrees with
@@ -79,7 +79,7 @@ class Memory:
 
 
 class Consensus:
-    """How well captions agree with what people said of the nearest training pictures."""
+    """What people said of the nearest training pictures: which words they prefer, and how well captions agree."""
 
     def __init__(self, memory: Memory, vocabulary: Vocabulary) -> None:
         self.memory, self.vocabulary = memory, vocabulary
