@@ -41,7 +41,9 @@ format: $(READY) ## let ruff put the sources in order
 	.venv/bin/ruff format
 
 check: $(READY) ## say whether dvc.lock fits code and settings; runs no stage and needs no data
-	@.venv/bin/dvc repro --dry --allow-missing > .venv/dry.log || { cat .venv/dry.log; exit 1; }
+	@.venv/bin/dvc repro --dry --allow-missing > .venv/dry.log || { cat .venv/dry.log; \
+	  echo 'DVC could not compare: where it misses data, outputs here are of another dvc.lock: `dvc pull --force`, then again' >&2; \
+	  exit 1; }
 	@! grep 'Running stage' .venv/dry.log || { echo 'dvc.lock does not fit: `make run`, then commit it' >&2; exit 1; }
 	@echo 'dvc.lock fits code and settings'
 

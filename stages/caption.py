@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import io
 import json
 import os
 import sys
@@ -39,7 +40,10 @@ def main() -> None:
 
 def command() -> None:
     """Parses the command line, captions, and exits with 1 when a picture could not be captioned."""
-    options = parser().parse_args()
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # a file's name need not be UTF-8: it is shown as it came
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
+    options = arguments()
     if options.serve:
         serve(options)
         return
@@ -55,7 +59,8 @@ def command() -> None:
     from stages.evaluate.captioner import Captioner  # seconds of imports, after the command line is known to be right
 
     shows = options.show and not options.json and can_show()
-    captioner = Captioner.load(*models, device=options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        captioner = Captioner.load(*files(models, Path(folder)), device=options.device)
     failed = 0
     waiting = iter(paths)
     while batch := list(islice(waiting, options.batch)):
@@ -87,6 +92,33 @@ def command() -> None:
         sys.exit(1)
 
 
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or these words. What would be ignored is refused."""
+    known = parser()
+    found = known.parse_args(words)
+    given = {name for name, value in vars(found).items() if value != known.get_default(name)}
+    for wanted, fit in (("sample", given & DRAWING), ("serve", given & PAGE)):
+        if fit and wanted not in given:
+            known.error(f"--{min(fit).replace('_', '-')} goes with --{wanted}")
+    if found.serve and (left := given - PAGE - {"serve", "model", "device", "pictures"}):
+        known.error(f"--{min(left).replace('_', '-')} does not go with --serve: its page asks for what is wanted")
+    return found
+
+
+def files(models: Sequence[str | Path], folder: Path) -> list[Path]:
+    """Where the captioners lie that are named: files, and versions of the registry (models:/NAME@champion), which are
+    copied into `folder`."""
+    if not any(str(model).startswith("models:/") for model in models):
+        return [Path(model) for model in models]
+    from stages.live.models import named  # MLflow, seconds of imports
+
+    return [choice.path for choice in named([str(model) for model in models], folder)]
+
+
+DRAWING = {"top_p", "temperature", "seed"}  # options that mean something with --sample only
+PAGE = {"host", "port", "name"}  # with --serve only
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     description, examples = (__doc__ or "").split("\n", 1)
@@ -94,7 +126,12 @@ def parser() -> argparse.ArgumentParser:
         "caption", description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     found.add_argument("pictures", nargs="*", metavar="PICTURE", help="file, folder, glob, or - for a list on stdin")
-    found.add_argument("--model", action="append", metavar="FILE", help="a captioner.safetensors; several vote")
+    found.add_argument(
+        "--model",
+        action="append",
+        metavar="FILE",
+        help="a captioner.safetensors, or models:/NAME@champion; several vote",
+    )
     found.add_argument("--beam", type=positive, metavar="N", help="captions kept while decoding (default: the model's)")
     found.add_argument("--n", type=positive, default=1, metavar="N", help="captions shown of each picture")
     found.add_argument("--sample", action="store_true", help="draw words by chance instead of searching the likeliest")

@@ -11,14 +11,13 @@ with its interval, and every picture with both captions, those first that differ
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages import page, params, tracking
+from stages import page, params
 from stages.evaluate.measure import caption, unlike
 from stages.evaluate.results import read_results
 from stages.evaluate.scorecard import SEED, TITLES
@@ -28,8 +27,8 @@ from stages.fetch.captions import Picture, read_captions
 from stages.fetch.pictures import Pictures
 from stages.fetch.thumbnails import thumbnails
 from stages.files import whole
+from stages.live.models import fetched
 from stages.page import text
-from stages.register.registry import FOLDER, Registry
 from stages.rim import run
 from stages.scorers.score import METRICS, Difference, Judge, Scores
 from stages.train.artifact import Artifact
@@ -66,7 +65,10 @@ def arguments() -> argparse.Namespace:
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("of", nargs=2, metavar=("A", "B"), help="results file, captioner, or NAME/VERSION")
+    for place in ("A", "B"):
+        parser.add_argument(
+            "of", action="append", metavar=place, help="results file, captioner, NAME/VERSION or NAME@ALIAS"
+        )
     parser.add_argument(
         "--split", choices=("val", "test"), default="test", help="the split whose pictures they caption"
     )
@@ -80,15 +82,12 @@ def captions_of(name: str, split: str, pictures: Sequence[Picture], features: Pa
         return read_results(name, [picture.id for picture in pictures])
     if name.endswith(".safetensors"):
         return _by_captioner(Path(name), split, pictures, features, settings)
-    version = re.fullmatch(r"(?:models:/)?([^/]+)/(\d+)", name)
-    if version is None:
-        raise ValueError(f"{name} is no results file (.json), no captioner (.safetensors) and no NAME/VERSION")
+    if not re.fullmatch(r"(models:/)?[^/@]+[/@][^/@]+", name):
+        raise ValueError(
+            f"{name} is no results file (.json), no captioner (.safetensors) and no NAME/VERSION or NAME@ALIAS"
+        )
     with tempfile.TemporaryDirectory() as folder:
-        run_id = Registry(version[1]).get(version[2]).run_id
-        with tracking.problems():
-            path = f"{FOLDER}/artifacts/captioner.safetensors"
-            local = tracking.store().download_artifacts(run_id, path, folder)
-        return _by_captioner(Path(local), split, pictures, features, settings)
+        return _by_captioner(fetched(name, Path(folder)).path, split, pictures, features, settings)
 
 
 def _by_captioner(path: Path, split: str, pictures: Sequence[Picture], features: Path, settings: Any) -> dict[int, str]:
@@ -171,8 +170,8 @@ def _table(scores: Sequence[Scores], difference: Mapping[str, Difference]) -> st
             continue
         found = difference.get(metric)
         paired = (_signed(found), f"{100 * found.better:.0f} %") if found else ("-", "-")
-        better = f"{100 * (one - other):+.1f}" if math.isfinite(one - other) else "-"
-        rows.append((title, f"{100 * one:.1f}", f"{100 * other:.1f}", paired[0] if found else better, paired[1]))
+        better = paired[0] if found else f"{100 * (one - other):+.1f}"
+        rows.append((title, f"{100 * one:.1f}", f"{100 * other:.1f}", better, paired[1]))
     return page.table(("metric", "A", "B", "A less B (95% interval)", "resamples in which A is better"), rows)
 
 

@@ -1,6 +1,7 @@
 """Whole files or none: what a stage writes appears under its final name only when it is complete and on disk.
 
-Also here, because every stage needs them to name what it read: hashes of files, and where a path from params.yaml lies.
+Also here, because every stage needs them to name what it read: hashes of files, where a path from params.yaml lies, and
+addresses as they may be printed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -88,3 +90,9 @@ def repository() -> Path:
 def named(path: str) -> Path:
     """A path as params.yaml names it: absolute, `~`, or relative to the repository, not to an experiment's copy."""
     return repository() / Path(os.path.expanduser(path))  # noqa: PTH111 - Path's raises for an unknown user
+
+
+def shown(url: str) -> str:
+    """An address as it may be printed: without user, password and query, where keys are kept."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -84,7 +84,7 @@ def walk(asked: str) -> Iterator[Link]:
         record = folder / "record"
         stored = tracking.find(version.run_id)
         if stored is None:
-            yield Link("version -> run", "", f"run {version.run_id} is not in {tracking.uri()}")
+            yield Link("version -> run", "", f"run {version.run_id} is not in {tracking.place()}")
         else:
             about = f"{version.run_id} ({stored.info.run_name}), {stored.info.status}"
             unfinished = "" if stored.info.status == "FINISHED" else f"{about}: it did not finish"
@@ -113,7 +113,7 @@ def _named(asked: str) -> Version:
     if named := re.fullmatch(r"([^/@]+)@([^/@]+)", text):
         aliases = Registry(named[1]).aliases()
         if named[2] not in aliases:
-            raise ValueError(f"{named[1]} has no alias {named[2]} in {tracking.uri()}: it has {aliases or 'none'}")
+            raise ValueError(f"{named[1]} has no alias {named[2]} in {tracking.place()}: it has {aliases or 'none'}")
         return Registry(named[1]).get(aliases[named[2]])
     if named := re.fullmatch(r"([^/@]+)/(\d+)", text):
         return Registry(named[1]).get(named[2])
@@ -123,12 +123,12 @@ def _named(asked: str) -> Version:
 def _of_file(path: Path) -> tuple[Version, Link]:
     """The version that holds a captioner's weights, and the link between them."""
     weights = read_metadata(path)["weights_sha256"]
-    with tracking.problems():
-        models = [each.name for each in tracking.store().search_registered_models()]
+    models = [each.name for each in tracking.every(tracking.store().search_registered_models)]
     found = [version for model in models if (version := Registry(model).find(weights))]
     if not found:
         raise ValueError(
-            f"{path}: no version in {tracking.uri()} has its weights {weights[:12]}: register it (`dvc repro register`)"
+            f"{path}: no version in {tracking.place()} has its weights {weights[:12]}: "
+            "register it (`dvc repro register`)"
         )
     version, file = found[0], sha256(path)
     changed = f"{path} has the weights of {_about(version)}, but something beside them was changed"
@@ -171,7 +171,12 @@ def _settings(version: Version, stored: Any, path: Path) -> Link:
 def _differs(stored: Any, key: str, value: str) -> bool:
     """Whether a run's param is another value than `value`; 1 and 1.0 are the same."""
     noted = stored.data.params.get(key)
-    return bool(noted != value and (noted is None or json.loads(noted) != json.loads(value)))
+    if noted is None or noted == value:
+        return noted is None
+    try:
+        return bool(json.loads(noted) != json.loads(value))
+    except ValueError:  # what was text is recorded as it stands
+        return True
 
 
 def _score_card(version: Version, stored: Any, path: Path) -> Link:
@@ -187,6 +192,8 @@ def _score_card(version: Version, stored: Any, path: Path) -> Link:
 
 def _commit(version: Version) -> Link:
     name, commit = "version -> commit", version.tags.get("commit", "none")
+    if not re.fullmatch(r"[0-9a-f]{7,64}", commit):  # anybody may have written it, and git has options that write files
+        return Link(name, "", f"{commit!r} is no commit's hash: it was made outside of git, or the tag was changed")
     done = subprocess.run(
         ["git", "show", "--no-patch", "--format=%h %ad %s", "--date=short", commit],
         capture_output=True,

@@ -81,7 +81,8 @@ def uncommitted(stages: Sequence[str], lock: Lock, at: str = "HEAD") -> list[str
 
 def committed_md5(path: str, at: str) -> str:
     """md5 of a file's bytes in the commit `at`; "" where it is not in there."""
-    shown = subprocess.run(["git", "show", f"{at}:./{path}"], capture_output=True, check=False)
+    # What `at` is may be a stranger's word, and git has options that write files.
+    shown = subprocess.run(["git", "show", "--end-of-options", f"{at}:./{path}"], capture_output=True, check=False)
     return hashlib.md5(shown.stdout, usedforsecurity=False).hexdigest() if shown.returncode == 0 else ""
 
 

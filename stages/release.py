@@ -6,14 +6,17 @@ anew from that very file. Then, to bring both to everybody:
     dvc add models/pretrained/NAME.safetensors && dvc push && git add models/pretrained dvcstore
 
 With `--remember` the captioner NAME is published again, trained no further: it is given the profile's training
-pictures to remember, unless it remembers some, and decodes as the profile's train section says from then on.
+pictures to remember, unless it remembers some, and decodes as the profile's train section says from then on. What its
+card says of the training and of the data stays.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,60 +35,93 @@ from stages.train.decoding import Decoding
 from stages.train.memory import Memory
 
 FOLDER = Path("models/pretrained")
+DATA = "Data: "  # so begins what it says of the data, in one line
 PUBLISHED = "Published in float16 from the weights"  # so begins what a card says of the training
 LARGEST = 40_000_000  # bytes of a published captioner: the repository carries it
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m stages.release", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name", metavar="NAME", help="what it is called, as flickr8k_attend")
-    parser.add_argument("--terms", required=True, help="what its data is, and under which terms")
-    parser.add_argument("--remember", action="store_true", help="publish NAME again as the profile decodes now")
-    options = parser.parse_args()
+    options = arguments()
     profile, settings = params.read("evaluate")
     data, models = Path("data") / profile, Path("models") / profile
     path = FOLDER / f"{options.name}.safetensors"
     trained = Artifact.load(path if options.remember else models / "captioner.safetensors")
     if options.remember:
+        made = published_before(path)
         trained = asked_anew(trained, data, Decoding(**params.read("train")[1].decoding()))
-    trained.save(path, torch.float16)
-    if (size := path.stat().st_size) > LARGEST:
-        path.unlink()
-        raise ValueError(f"{path} would have {size:,} bytes, more than {LARGEST:,}: train a smaller one")
-
-    published, features = Artifact.load(path), Features(data / "features")
+    features = Features(data / "features")
     pictures = {split: read_captions(data / f"captions_{split}.json") for split in ("train", "val", "test")}
     asked = {split: pictures[split] for split in ("val", "test")}
     device = choose_device(settings.device)
     archives = Pictures(data / "pictures") if unlike(trained, features) else None
-    found, before = (
-        caption([each], asked, features, archives, each.decoding, batch=settings.batch, device=device)
-        for each in (published, trained)
-    )
-    cards = judge(found, pictures, features, published.decoding.as_dict(), settings.resamples)
     source = read_json(Path("reports") / profile / "fetch.json")["source"]
-    about = path.with_suffix(".md")
-    if options.remember:  # what the card says of the training stays
-        older = about.read_text(encoding="utf-8")
-        commit, made = older.partition("from commit `")[2].partition("`")[0], older[older.index(PUBLISHED) :]
-        made = (
-            f"What it remembers, or how it is decoded, was decided after it had been trained and published: `python -m "
-            f"stages.release {options.name} --remember`. What follows is of the training.\n\n{made}"
+    # Both appear under their names when all is measured: until then what was published before stays.
+    with whole(path) as draft, whole(path.with_suffix(".md")) as page:
+        trained.save(draft, torch.float16)
+        if (size := draft.stat().st_size) > LARGEST:
+            raise ValueError(f"{path} would have {size:,} bytes, more than {LARGEST:,}: train a smaller one")
+        published = Artifact.load(draft)
+        found, before = (
+            caption([each], asked, features, archives, each.decoding, batch=settings.batch, device=device)
+            for each in (published, trained)
         )
-    else:
-        record = read_json(models / "run.json")
-        commit = record["tags"].get("commit", "")
-        changed = sum(found["test"][key] != before["test"][key] for key in found["test"])
-        settled = "\n".join(f"    {key}: {value}" for key, value in record["params"].items())
-        made = (
-            f"{PUBLISHED} `{trained.weights_sha256}` of run `{record['run_id']}`; {changed} of {len(found['test'])} "
-            f"test captions differ from those of float32. The scores above are of the published file.\n\nSettings of "
-            f"the run:\n\n{settled}\n"
-        )
-    card = write_card(options.name, profile, source, read_metadata(path), cards, commit)
-    with whole(about) as partial:
-        partial.write_text(f"{card}\nData: {options.terms}\n\n{made}", encoding="utf-8")
+        cards = judge(found, pictures, features, published.decoding.as_dict(), settings.resamples)
+        if not options.remember:
+            changed = sum(found["test"][key] != before["test"][key] for key in found["test"])
+            same = f"{changed} of {len(found['test'])} test captions differ from those of float32"
+            made = first_published(read_json(models / "run.json"), trained.weights_sha256, same, options.terms)
+        card = write_card(options.name, profile, source, read_metadata(draft), cards, made.commit, registered=False)
+        page.write_text(f"{card}\n{made.data}\n\n{made.training}", encoding="utf-8")
     print(f"{path}: {size:,} bytes, test CIDEr {cards['test']['cider']:.3f}, BLEU-4 {cards['test']['bleu_4']:.3f}")
+
+
+def arguments() -> argparse.Namespace:
+    description, more = (__doc__ or "").split("\n", 1)
+    parser = argparse.ArgumentParser(
+        "python -m stages.release",
+        description=description,
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="what it is called, as flickr8k_attend")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--terms", help="what its data is, and under which terms")
+    asked.add_argument("--remember", action="store_true", help="publish NAME again as the profile decodes now")
+    return parser.parse_args()
+
+
+class Made(NamedTuple):
+    """What a card says of how a captioner came to be."""
+
+    commit: str
+    data: str
+    training: str
+
+
+def first_published(record: Mapping[str, Any], weights: str, same: str, terms: str) -> Made:
+    """Of the run that has just trained it."""
+    settled = "\n".join(f"    {key}: {value}" for key, value in record["params"].items())
+    training = (
+        f"{PUBLISHED} `{weights}` of run `{record['run_id']}`; {same}. The scores above are of the published file.\n\n"
+        f"Settings of the run:\n\n{settled}\n"
+    )
+    return Made(record["tags"].get("commit", ""), f"{DATA}{terms}", training)
+
+
+def published_before(path: Path) -> Made:
+    """Of the card that it has. Raises ValueError where that does not say it."""
+    about = path.with_suffix(".md")
+    older = about.read_text(encoding="utf-8") if about.is_file() else ""
+    commit = older.partition("from commit `")[2].partition("`")[0]
+    data = next((line for line in older.splitlines() if line.startswith(DATA)), "")
+    training = older[older.find(PUBLISHED) :] if PUBLISHED in older else ""
+    if not (commit and data and training):
+        raise ValueError(f"{about} does not say how {path.stem} was made: publish it first, without --remember")
+    again = (
+        f"What it remembers, or how it is decoded, was decided after it had been trained and published: `python -m "
+        f"stages.release {path.stem} --remember`. What follows is of the training.\n\n"
+    )
+    return Made(commit, data, again + training)
 
 
 def asked_anew(artifact: Artifact, data: Path, decoding: Decoding) -> Artifact:

@@ -14,6 +14,7 @@ where the store does not know the run at all (a fresh clone, a lost database), i
 from __future__ import annotations
 
 import fcntl
+import http.client
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from stages import provenance
-from stages.files import read_json, repository
+from stages.files import read_json, repository, shown
 
 if TYPE_CHECKING:  # importing mlflow takes seconds, so it waits until a run is opened
     from mlflow import MlflowClient
@@ -102,7 +103,7 @@ def reopen(run_file: str | Path, stage: str, settings: Mapping[str, Any] | None 
         stored = _find(client, record["run_id"]) or _rebuilt(client, experiment, record["run_id"])
         if stored is None:
             stored = _create(client, experiment, record, rebuilt_from=record["run_id"])
-            print(f"run {record['run_id']} is not in {uri()}: rebuilt from {run_file} as {stored.info.run_id}")
+            print(f"run {record['run_id']} is not in {place()}: rebuilt from {run_file} as {stored.info.run_id}")
         run = Run(client, stored, record, stage, None, time.time())
         run.catch_up()
         if stored.info.status != "FINISHED":
@@ -308,6 +309,17 @@ def uri() -> str:
     return given
 
 
+def place() -> str:
+    """Where the store is, as it may be printed: a server's or a database's address can hold a password."""
+    return uri() if _database(uri()) else shown(uri())
+
+
+def absent() -> bool:
+    """Whether there is no store yet: whoever only looks would make an empty one."""
+    database = _database(uri())
+    return database is not None and not database.exists()
+
+
 def store() -> MlflowClient:
     """The opened store; a SQLite database is created where there is none. Raises StoreError."""
     with problems():
@@ -321,10 +333,10 @@ def looks_whole() -> bool:
         if not uri().startswith("http"):
             return False
         try:
-            urllib.request.urlopen(f"{uri()}/health", timeout=5).close()  # noqa: S310 - begins with http
+            urllib.request.urlopen(f"{place()}/health", timeout=5).close()  # noqa: S310 - begins with http
         except urllib.error.HTTPError:
             return True  # it answers, if only that somebody must log in
-        except OSError:
+        except (OSError, ValueError, http.client.HTTPException):  # nobody there, an address that is none, not HTTP
             return False
         return True
     try:
@@ -412,9 +424,10 @@ def problems() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:400]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason.replace(uri().rstrip("/"), place().rstrip("/"))[:400]  # MLflow tells whole addresses
         raise StoreError(
-            f"The MLflow store {uri()} failed: {reason} "
+            f"The MLflow store {place()} failed: {reason} "
             f"(MLFLOW_TRACKING_URI says where it is; unset, it is mlflow.db in the repository's root)"
         ) from error
 
@@ -436,6 +449,15 @@ def package(folder: Path, code: Path, artifacts: Mapping[str, Path], example: An
             input_example=example,
             pip_requirements=list(requirements),
         )
+
+
+def every(search: Callable[..., Any]) -> list[Any]:
+    """All that a search of the store finds: MLflow answers by the page. Raises StoreError."""
+    with problems():
+        found = [*(page := search())]
+        while page.token:
+            found += (page := search(page_token=page.token))
+        return found
 
 
 # --- runs in it -------------------------------------------------------------------------------------------------------
@@ -506,7 +528,7 @@ def _alive(run_id: str) -> Any:
         file.close()
         raise StoreError(f"run {run_id} is being trained by another process: wait for it or stop it") from None
     file.truncate(0)
-    file.write(uri())
+    file.write(place())
     file.flush()
     return file
 
@@ -514,12 +536,16 @@ def _alive(run_id: str) -> Any:
 def _bury(client: MlflowClient, spared: str | None) -> None:
     """Marks as KILLED the runs that were started from this repository and whose process is gone."""
     for path in sorted(_running().glob("*")):
-        with path.open("r+") as file:
+        try:
+            file = path.open("r+")
+        except FileNotFoundError:  # another training has just buried it
+            continue
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            if path.name == spared or file.read() not in (uri(), ""):
+            if path.name == spared or file.read() not in (place(), ""):
                 continue
             stored = _find(client, path.name)
             if stored and stored.info.status == "RUNNING":

@@ -1,11 +1,13 @@
 """What every option of training is worth, over several seeds: the rows of reports/ablations.md.
 
     python tests/ablations.py train WORK [--profile flickr8k] [--rows NAME ...] [--seeds 1 2 3] [--jobs 2]
-    python tests/ablations.py table WORK [--profile flickr8k] [--rows NAME ...] [--split val] > reports/ablations.md
+    python tests/ablations.py table WORK [--profile flickr8k] [--rows NAME ...] [--split val] [--set guidance=0] \
+        > reports/ablations.md
 
 From a repository in which the profile's features were made. `train` runs the stage, on one thread each, in a
 folder of WORK for every row and seed, with the profile's settings but for the row's changes; what is done is not done
-again, and what was killed goes on. `table` has all captioners that are in WORK caption a split, and holds each row
+again, and what was killed goes on. Rows of other settings than today's are refused: they want a WORK of their own.
+`table` has all captioners that are in WORK caption a split, and holds each row
 against the one that it changes: over the same pictures and the same seeds (paired bootstrap of the means over seeds).
 Options are judged on val; test is for rows that are chosen.
 """
@@ -39,14 +41,16 @@ from stages.features.store import Features
 from stages.fetch.captions import Picture, read_captions
 from stages.fetch.pictures import Pictures
 from stages.files import fingerprint, whole, write_json
+from stages.scorers import cider, ngrams
 from stages.scorers.bootstrap import interval, resampled_sums
 from stages.scorers.score import Judge, Scores
-from stages.train import decoding, memory
+from stages.train import decoders, decoding, describe, memory
 from stages.train.artifact import Artifact
 from stages.train.decoders import build
 from stages.train.decoding import Decoding
 
-DECODED_BY = [Path(code.__file__) for code in (decoding, memory)]  # what is said changes with these
+# What is said changes with these.
+DECODED_BY = [Path(code.__file__) for code in (decoding, memory, decoders, describe, cider, ngrams)]
 CROSS_ENTROPY = {"self_critical.epochs": 0}
 SHOW_TELL = {"decoder": "show_tell", "captions_per_picture": 1, "epochs": 12, "dropout": 0.5}
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (the row that it changes, its changes of section train)
@@ -83,19 +87,13 @@ def place(work: Path, row: str, seed: int) -> Path:
 def train(work: Path, profile: str, row: str, seed: int) -> None:
     """Runs the stage in its folder, unless that is done; raises CalledProcessError where it fails."""
     folder = place(work, row, seed)
+    settled, mirrored = settings(profile, row, seed)
     if (folder / "minutes").exists():
+        if (folder / "params.yaml").read_text(encoding="utf-8") != settled:
+            raise ValueError(f"{folder} was trained with other settings than params.yaml has now: take another WORK")
         return
     (folder / "models" / profile).mkdir(parents=True, exist_ok=True)
-    document = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    document["profile"], asked = profile, changes(row)
-    mirrored = asked.pop("features.mirror", None)
-    for key, value in ({"threads": 1, "seed": seed} | asked).items():
-        section = document[profile]["train"]
-        *above, last = key.split(".")
-        for name in above:
-            section = section[name]
-        section[last] = value
-    (folder / "params.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    (folder / "params.yaml").write_text(settled, encoding="utf-8")
     link(Path("data") / profile, folder / "data" / profile, mirrored)
     # How long one takes that was killed in between nobody knows.
     began = math.nan if any((folder / "models" / profile).glob("unfinished_*.pt")) else time.time()
@@ -105,7 +103,22 @@ def train(work: Path, profile: str, row: str, seed: int) -> None:
         subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, check=True)
     if row == "self-critical":
         first_part(folder / "models" / profile, place(work, "attend", seed), began)
+        (place(work, "attend", seed) / "params.yaml").write_text(settings(profile, "attend", seed)[0], encoding="utf-8")
     done(folder, time.time() - began)
+
+
+def settings(profile: str, row: str, seed: int) -> tuple[str, bool | None]:
+    """The params.yaml of a training, and another word on whether mirrored views are to be used, if it has one."""
+    document = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    document["profile"], asked = profile, changes(row)
+    mirrored = asked.pop("features.mirror", None)
+    for key, value in ({"threads": 1, "seed": seed} | asked).items():
+        section = document[profile]["train"]
+        *above, last = key.split(".")
+        for name in above:
+            section = section[name]
+        section[last] = value
+    return yaml.safe_dump(document, sort_keys=False), mirrored
 
 
 def done(folder: Path, seconds: float) -> None:
@@ -219,12 +232,12 @@ def difference(of_pictures: NDArray[np.float64]) -> str:
     return f"{100 * of_pictures.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def table(work: Path, profile: str, wanted: Sequence[str], name: str) -> None:
-    """Prints those of the rows that were trained."""
+def table(work: Path, profile: str, wanted: Sequence[str], name: str, **decoded: Any) -> None:
+    """Prints those of the rows that were trained, decoded as the profile says but for `decoded`."""
     data = Path("data") / profile
     pictures = read_captions(data / f"captions_{name}.json")
     judge = Judge({picture.id: picture.captions for picture in pictures})
-    asked = Decoding(**params.check()[1][profile]["train"].decoding())
+    asked = Decoding(**params.check()[1][profile]["train"].decoding()).but(**decoded)
     split = Split(name, pictures, Features(data / "features"), Pictures(data / "pictures"), judge, asked)
     print(ABOUT.format(count=len(pictures), split=name, profile=profile, decoding=asked.as_dict()))
     print("| training | seeds | CIDEr-D | BLEU-4 | METEOR | words | different words | CIDEr-D over | of | minutes |")
@@ -239,7 +252,7 @@ def table(work: Path, profile: str, wanted: Sequence[str], name: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python tests/ablations.py", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "table"))
     parser.add_argument("work", type=Path, help="a folder for what is trained, some 100 MB each")
     parser.add_argument("--profile", default="flickr8k")
@@ -247,10 +260,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="table: decoded otherwise")
     options = parser.parse_args()
     set_threads(1)
     if options.what == "table":
-        table(options.work, options.profile, options.rows, options.split)
+        decoded = {key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in options.set)}
+        table(options.work, options.profile, options.rows, options.split, **decoded)
         return
     with ThreadPoolExecutor(options.jobs) as pool:
         # Self-critical training brings its first part along.

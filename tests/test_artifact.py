@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stages.features.encoders import EfficientNetLite0
 from stages.files import sha256
-from stages.train.artifact import Artifact, ArtifactError, read_metadata
+from stages.train.artifact import Artifact, ArtifactError, load_encoder, read_metadata
 from stages.train.decoders import Shape, build
 from stages.train.decoding import Decoding
 from stages.vocab.vocabulary import SPECIALS, Vocabulary
@@ -96,3 +98,28 @@ def test_other_wrong_files_are_told(artifact: Artifact, tmp_path: Path) -> None:
         rewrite(path, **changes)
         with pytest.raises((ArtifactError, ValueError), match=message):
             Artifact.load(path)
+
+
+def test_only_addresses_that_the_code_knows_are_asked_for_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A captioner of a stranger names what it likes; one of our own may name a mirror whose file is here already."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda address, *_, **__: pytest.fail(f"asked {address}"))
+    package = EfficientNetLite0.published()["package"]
+    named = {**ENCODER, "weights": f"http://me:secret@mirror.example/lite-{sha256(package)[:8]}.pth"}
+    place = tmp_path / "hub" / "checkpoints" / f"lite-{sha256(package)[:8]}.pth"
+    with pytest.raises(ArtifactError, match=r"and http://mirror\.example/lite-\w+\.pth, .* this version knows") as told:
+        load_encoder(named, {}, torch.device("cpu"))
+    assert str(told.value).endswith(f"download the file to {place}")
+    place.parent.mkdir(parents=True)
+    shutil.copy(package, place)
+    with pytest.raises(ArtifactError, match="get the same file"):
+        load_encoder(named, {}, torch.device("cpu"))
+    encoder = load_encoder(
+        {**named, "weights_sha256": EfficientNetLite0(package).weights_sha256}, {}, torch.device("cpu")
+    )
+    assert encoder.name == "efficientnet_lite0"
+    with pytest.raises(ValueError, match="/etc/passwd is not a whole, safe state dict"):
+        load_encoder({**ENCODER, "weights": "/etc/passwd"}, {}, torch.device("cpu"))

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import struct
 import subprocess
 import sys
@@ -123,6 +124,9 @@ def test_what_is_drawn_depends_on_picture_and_seed_only(place: Path) -> None:
         (("--beam", "0", "pictures/a.png"), "0 must be between 1 and 1000"),
         (("empty*.png",), "no picture in empty"),
         (("pictures/notes.txt",), "pictures/notes.txt: is in none of the formats JPEG, PNG"),
+        (("--top-p", "0.5", "pictures/a.png"), "--top-p goes with --sample"),
+        (("--port", "8000", "pictures/a.png"), "--port goes with --serve"),
+        (("--serve", "--n", "3", "--beam", "2"), "--beam does not go with --serve: its page asks for what is wanted"),
     ],
 )
 def test_mistakes_are_told(place: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -176,6 +180,17 @@ def test_several_models_vote_and_must_fit(tmp_path: Path) -> None:
     others = replace(artifact, vocabulary=Vocabulary((*SPECIALS, *(f"other{n}" for n in range(40)))))
     with pytest.raises(ArtifactError, match="captioners that vote must share their vocabulary"):
         Captioner([artifact, others], device="cpu")
+
+
+def test_a_name_that_is_no_utf_8_is_captioned_like_any_other(place: Path) -> None:
+    """Where stdout takes UTF-8 only, as in most terminals; in a folder and from a list."""
+    odd = b"odd/caf\xe9.png"
+    (place / "odd").mkdir()
+    shutil.copy(place / "pictures/a.png", place / os.fsdecode(odd))
+    strict = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([CAPTION, "odd", "-"], cwd=place, input=odd, env=strict, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(b": ")[0] for line in done.stdout.splitlines()] == [odd, odd]
 
 
 def test_without_model_it_takes_the_best_that_is_there(

@@ -157,6 +157,6 @@ def test_nothing_is_written_when_a_rule_is_broken(tmp_path: Path, pictures: list
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_hash_of_a_split_is_that_of_its_ids_one_a_line() -> None:
-    expected = subprocess.run(["sha256sum"], input=b"9\n2\n-1\n", capture_output=True, check=True).stdout.split()[0]
-    assert ids_sha256([9, 2, -1]) == expected.decode()
+def test_the_hash_of_a_split_is_that_of_its_ids_sorted_one_a_line() -> None:
+    expected = subprocess.run(["sha256sum"], input=b"-1\n9\n10\n", capture_output=True, check=True).stdout.split()[0]
+    assert ids_sha256([10, 9, -1]) == ids_sha256(iter([9, -1, 10])) == expected.decode()

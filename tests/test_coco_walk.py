@@ -26,7 +26,8 @@ def test_a_limited_choice_goes_through_all_six_stages(tmp_path: Path, template: 
     }  # fmt: skip
     report = read_json(root / "reports/coco/fetch.json")
     for split in ("train", "val", "test"):
-        ids = "".join(f"{picture.id}\n" for picture in read_captions(root / f"data/coco/captions_{split}.json"))
-        assert report["splits"][split]["ids_sha256"] == hashlib.sha256(ids.encode()).hexdigest()
+        ids = sorted(picture.id for picture in read_captions(root / f"data/coco/captions_{split}.json"))
+        lines = "".join(f"{number}\n" for number in ids)
+        assert report["splits"][split]["ids_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
     assert read_json(root / "data/coco/features/index.json")["encoder"] == "resnet50"
     assert (root / "models/coco/captioner.safetensors").exists()

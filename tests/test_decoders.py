@@ -106,6 +106,14 @@ def test_attention_says_where_a_word_was_seen(name: str) -> None:
             torch.testing.assert_close(weights[time], by_hand, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("hidden", "heads"), [(32, 1), (512, 8), (500, 5), (1000, 10), (523, 1)])
+def test_of_any_hidden_size_heads_are_equal_parts_of_at_least_64(hidden: int, heads: int) -> None:
+    made = build(Shape("attend", 20, 8, 16, hidden))
+    grid = torch.randn(2, 4, 8)
+    assert made.heads == heads
+    assert made.context(grid.mean(1), grid)[1].shape == (2, heads, 4, hidden // heads)
+
+
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("beam", [1, 2, 5])
 def test_batched_beam_equals_one_by_one(name: str, beam: int) -> None:

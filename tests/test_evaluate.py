@@ -25,7 +25,9 @@ from pycocoevalcap.cider.cider import Cider
 from stores import serving
 from tiny import environment, make_project
 
+from stages import release
 from stages.evaluate import figures
+from stages.evaluate.__main__ import arguments
 from stages.fetch.captions import read_captions
 from stages.scorers.ptb import tokenize
 from stages.train.artifact import Artifact, read_metadata
@@ -129,6 +131,32 @@ def test_attention_is_drawn_where_the_weights_are() -> None:
     assert corner.mean() > 200 > 90 > part[len(part) // 2 :, part.shape[1] // 2 :].mean()
 
 
+def test_where_the_middle_is_seen_attention_is_drawn_there() -> None:
+    """A white picture of 192 x 64, all weight on the upper left region of the square that is seen."""
+    weights = np.zeros((1, 16), np.float32)
+    weights[0, 0] = 1
+    drawn = io.BytesIO()
+    figure = figures.attention(Image.new("RGB", (192, 64), "white"), [" "], weights, cropped=True)
+    figure.savefig(drawn, dpi=100)
+    pixels = np.asarray(Image.open(drawn).convert("L")).astype(float)
+    dark = np.argwhere(pixels < 80)
+    top, left = dark.min(0)
+    bottom, right = dark.max(0)
+    part = pixels[top:bottom, left:right]
+    height, width = part.shape
+    assert width / height == pytest.approx(3, abs=0.15)
+    corner = part[: height // 6, width // 3 + 2 : width // 3 + width // 18]
+    assert corner.mean() > 200, "seen, and looked at"
+    assert part[:, : width // 3 - 2].mean() < 60, "not seen"
+    assert part[height // 2 :, width // 2 : 2 * width // 3].mean() < 90, "seen, and not looked at"
+
+
+def test_prices_in_captions_are_no_mathematics() -> None:
+    said = "two $1 bills # a $5 and {0}^"
+    figures.sheet([Image.new("RGB", (8, 8))], [said], [said]).savefig(io.BytesIO())
+    figures.attention(Image.new("RGB", (8, 8)), said.split(), np.ones((7, 4), np.float32)).savefig(io.BytesIO())
+
+
 def test_other_peoples_captions_get_the_same_card(evaluated: Path, tmp_path: Path) -> None:
     ours = evaluated / "reports/tiny/captions_test.json"
     done = stage(evaluated, "evaluate", "--captions", str(ours))
@@ -138,7 +166,7 @@ def test_other_peoples_captions_get_the_same_card(evaluated: Path, tmp_path: Pat
     (tmp_path / "fewer.json").write_text(json.dumps(json.loads(ours.read_text())[1:]))
     done = stage(evaluated, "evaluate", "--captions", str(tmp_path / "fewer.json"))
     assert done.returncode == 1
-    assert "1 of 10" in done.stderr or "miss" in done.stderr
+    assert "MISSING" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -148,6 +176,22 @@ def test_other_captioners_get_the_same_card_and_several_vote(evaluated: Path) ->
     done = stage(evaluated, "evaluate", "--model", ours, "--model", ours)
     assert done.returncode == 0, done.stderr
     assert next(line for line in done.stdout.splitlines() if "this model" in line) in written, "with itself it agrees"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--split", "val"), "--split goes with --captions or --model: the stage scores both splits"),
+        (("--captions", "a.json", "--model", "b.safetensors"), "--model: not allowed with argument --captions"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(
+    words: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", *words])
+    with pytest.raises(SystemExit, match="2"):
+        arguments()
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_captioner_is_compared_with_a_results_file(evaluated: Path) -> None:
@@ -187,7 +231,7 @@ def test_a_release_is_half_as_large_and_measured_itself(evaluated: Path) -> None
     params = (evaluated / "params.yaml").read_text()
     for weight in ("0.5", "0.25"):
         (evaluated / "params.yaml").write_text(re.sub(r"consensus: 10\.0", f"consensus: {weight}", params))
-        done = stage(evaluated, "release", "tiny_one", "--terms", "made up, free", "--remember")
+        done = stage(evaluated, "release", "tiny_one", "--remember")
         assert done.returncode == 0, done.stderr
         remembered, again = Artifact.load(path), path.with_suffix(".md").read_text()
         assert (remembered.decoding.neighbours, remembered.decoding.consensus) == (5, float(weight))
@@ -196,8 +240,28 @@ def test_a_release_is_half_as_large_and_measured_itself(evaluated: Path) -> None
             assert torch.equal(value, remembered.memory.as_dict()[name]), name
         assert remembered.weights_sha256 in again
         assert "--remember`" in again
+        assert "made up, free" in again
         assert again.endswith(card[card.index("Published in float16") :]), "what is said of the training stays"
     (evaluated / "params.yaml").write_text(params)
+
+
+def test_what_is_published_stays_where_another_cannot_be(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Too large, or with no card that says how it was made."""
+    folder = evaluated / "models/pretrained"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before
+    monkeypatch.chdir(evaluated)
+    monkeypatch.setattr("stages.release.LARGEST", 1000)
+    monkeypatch.setattr("sys.argv", ["release", "tiny_one", "--terms", "free"])
+    with pytest.raises(ValueError, match=r"tiny_one.safetensors would have .* bytes, more than 1,000: train a smaller"):
+        release.main()
+    (folder / "tiny_one.md").write_text("mine")
+    monkeypatch.setattr("sys.argv", ["release", "tiny_one", "--remember"])
+    with pytest.raises(ValueError, match=r"tiny_one.md does not say how tiny_one was made: publish it first, without"):
+        release.main()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before | {"tiny_one.md": b"mine"}
 
 
 def test_a_picture_without_features_is_an_error_never_left_out(evaluated: Path) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 import yaml
@@ -21,10 +28,11 @@ from PIL import Image
 
 from stages.features.encoders import EfficientNetLite0
 from stages.features.preprocessing import Preprocessing
-from stages.features.store import Features
+from stages.features.store import Draft, Features, made_from_file, reuse
+from stages.fetch import pictures
 from stages.fetch.captions import Picture, write_captions
 from stages.fetch.pictures import Pictures, decode
-from stages.files import sha256
+from stages.files import fingerprint, sha256
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SIZE = 64  # pixels a side: enough to be right, small enough to be quick
@@ -212,12 +220,149 @@ def test_a_picture_that_cannot_be_read_is_counted_never_dropped(tmp_path: Path) 
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
-    from stages.features.store import Draft
-
     draft = Draft(tmp_path / "draft", "x")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
     with pytest.raises(OSError, match=r"needs 2,560,000 bytes and the disk has 0 free: make room"):
         draft.open("train_pooled.npy", (1000, 1280))
     assert not (tmp_path / "draft" / "train_pooled.npy").exists()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_array_has_its_place_on_the_disk_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    """Where the system can be asked for it, and where it cannot, as on macOS."""
+    if not asked:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    draft = Draft(tmp_path / "draft", "x")
+    draft.open("train_pooled.npy", (1000, 1280))
+    state = (tmp_path / "draft" / "train_pooled.npy").stat()
+    assert 512 * state.st_blocks >= state.st_size > 2_560_000
+    assert draft.arrays["train_pooled.npy"].shape == (1000, 1280)
+    assert not draft.arrays["train_pooled.npy"].any()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot be asked for room on the disk")
+def test_a_disk_that_fills_up_meanwhile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    draft = Draft(tmp_path / "draft", "x")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device: free some space and run again.*train_pooled.npy"):
+        draft.open("train_pooled.npy", (1000, 1280))
+    assert [path.name for path in (tmp_path / "draft").iterdir()] == ["journal_0.json"]
+
+
+@pytest.mark.parametrize("package", [PIL, torch])
+def test_other_code_or_packages_make_features_again(package: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    rim = importlib.import_module("stages.features.__main__")
+    assert {Path(pictures.__file__), Path(rim.__file__)} < {part for part in rim.made_by() if isinstance(part, Path)}
+    before = fingerprint(*rim.made_by())
+    monkeypatch.setattr(package, "__version__", "another")
+    assert fingerprint(*rim.made_by()) != before
+
+
+# --- killed where files get their names -------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing is done after it."""
+
+
+def dying(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Lets `steps` more files and folders be renamed, linked or removed, and no more."""
+    left = iter(range(steps))
+
+    def step(work: Callable[..., None], *arguments: Any, **more: Any) -> None:
+        if next(left, None) is None:
+            raise Killed
+        work(*arguments, **more)
+
+    for name in ("unlink", "rmdir", "rename", "replace", "link"):
+        monkeypatch.setattr(os, name, partial(step, getattr(os, name)))
+
+
+def begun(folder: Path, made_from: str, value: int) -> Draft:
+    """A draft in which all is computed, by two ranks."""
+    draft, other = (Draft(folder.with_name("features.partial"), made_from, rank) for rank in (0, 1))
+    draft.open("train_pooled.npy", (2, 4))
+    draft.arrays["train_pooled.npy"][:] = value
+    for number, each in enumerate((draft, other)):
+        each.done["train"] = [number]
+        each.save()
+    draft.close_arrays()
+    return draft
+
+
+def finished(folder: Path, value: int) -> bool:
+    """Whether `folder` holds whole features of that value, and nothing else."""
+    names = sorted(path.name for path in folder.iterdir())
+    same = bool((Features(folder).array("train", "pooled") == value).all())
+    return names == ["index.json", "train_pooled.npy"] and same and Features(folder).damage() is None
+
+
+INDEX = {"splits": {"train": [7, 8]}}
+
+
+def test_killed_at_any_step_of_the_end_nothing_computed_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, steps, whole = tmp_path / "features", 0, False
+    while not whole:
+        begun(folder, "old", 1).finish(folder, INDEX)
+        draft = begun(folder, "new", 2)
+        with monkeypatch.context() as patched:
+            dying(patched, steps)
+            try:
+                draft.finish(folder, INDEX)
+                whole = True
+            except Killed:
+                steps += 1
+        assert reuse(folder, folder, "old") is None or finished(folder, 1), "features under another's name"
+        if not reuse(folder, folder, "new"):
+            again = Draft(draft.folder, "new")
+            assert again.all_done("train") == {0, 1}
+            again.finish(folder, INDEX)
+        assert finished(folder, 2)
+        assert made_from_file(folder).read_text() == "new"
+        assert not draft.folder.exists()
+    assert steps > 8
+
+
+def test_killed_while_it_links_those_of_the_repository_it_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, folder, steps, place = tmp_path / "original/features", tmp_path / "copy/features", 0, None
+    begun(original, "x", 1).finish(original, INDEX)
+    while place is None:
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        with monkeypatch.context() as patched:
+            dying(patched, steps)
+            try:
+                place = reuse(folder, original, "x")
+            except Killed:
+                steps += 1
+        assert reuse(folder, original, "x")
+        assert finished(folder, 1)
+    assert steps > 4
+
+
+def test_killed_while_a_draft_is_removed_no_journal_speaks_of_arrays_that_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun with one setting, removed for another, and gone on with the first."""
+    folder, steps, removed = tmp_path / "features", 0, False
+    while not removed:
+        draft = begun(folder, "one", 1)
+        with monkeypatch.context() as patched:
+            dying(patched, steps)
+            try:
+                Draft(draft.folder, "another")
+                removed = True
+            except Killed:
+                steps += 1
+        again = Draft(draft.folder, "one")
+        again.open("train_pooled.npy", (2, 4))
+        assert all(again.arrays["train_pooled.npy"][number].any() for number in again.all_done("train"))
+    assert steps > 3

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 import boto3
 import pytest
-from mirror import Fault, Mirror, annotations, build, drawn, karpathy
+from mirror import Fault, Mirror, annotations, build, drawn, karpathy, pack
 from moto.server import ThreadedMotoServer
 from pycocotools.coco import COCO
 
@@ -220,7 +221,54 @@ def test_a_copy_of_the_repository_uses_the_archives_of_the_repository(
         assert (copy / f"data/coco/pictures/{part}.zip").resolve() == parent / f"data/downloads/{part}.zip"
 
 
+def test_another_address_is_another_split_file(mirror: Mirror, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Karpathy's split has no md5: the same file name elsewhere is fetched anew, the same address is not, killed or
+    not; a file of which nobody noted from where it came counts as from the address that asks first."""
+    with zipfile.ZipFile(mirror.folder / "caption_datasets.zip") as archive:
+        document = json.loads(archive.read("dataset_coco.json"))
+    for image in document["images"]:
+        image["split"] = {"val": "test", "test": "val"}.get(image["split"], image["split"])
+    pack(mirror.folder / "swapped/caption_datasets.zip", {"dataset_coco.json": json.dumps(document).encode()})
+    here = settings(mirror, limit=3)
+    there = settings(mirror, limit=3, karpathy=f"{mirror.url}/swapped/caption_datasets.zip")
+    splits, _ = fetch_coco(here, data)
+
+    def asked(chosen: Coco) -> set[str]:
+        """Fetches; which split files the mirror was asked for."""
+        mirror.requests.clear()
+        found, _ = fetch_coco(chosen, data)
+        order = ("train", "val", "test") if chosen is here else ("train", "test", "val")
+        assert [found[split] for split in order] == [splits[split] for split in ("train", "val", "test")]
+        return {request.path for request in mirror.requests if request.path.endswith("caption_datasets.zip")}
+
+    (data.parent / "downloads/.caption_datasets.zip.from").unlink()
+    assert asked(here) == set()
+    mirror.faults["/swapped/caption_datasets.zip"] = [Fault("status", 404)]
+    with pytest.raises(CocoError, match="answered 404"):
+        fetch_coco(there, data)
+    assert asked(here) == set(), "what was there stays until the other has come"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed_at(Path.replace, "caption_datasets.zip"))
+        with pytest.raises(KeyboardInterrupt):
+            fetch_coco(there, data)
+    assert asked(here) == {"/caption_datasets.zip"}
+    assert asked(there) == {"/swapped/caption_datasets.zip"}
+    assert asked(there) == set()
+
+
 # --- killed ---
+
+
+def killed_at(replace: Callable[[Path, Path], Path], name: str) -> Callable[[Path, Path], Path]:
+    """`replace`, but nothing is done where `target` has the name: KeyboardInterrupt stands for a kill."""
+
+    def instead(path: Path, target: Path) -> Path:
+        if target.name == name:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    return instead
+
 
 RUN = """
 import json, sys
@@ -545,6 +593,21 @@ def test_a_full_disk_is_told_with_all_that_is_needed(
         f"has {needed - 1:,} bytes free and train2014.zip, val2014.zip needs {needed:,} more", settings(mirror), data
     )
     assert not [r for r in mirror.requests if r.path.startswith("/zips") and r.range != "bytes=0-0"]
+
+
+@pytest.mark.parametrize("setting", ["base_url", "karpathy", "images", "annotations"])
+def test_what_lies_where_fetch_deletes_is_refused_and_stays(served: Path, data: Path, setting: str) -> None:
+    places = {
+        "base_url": ".",
+        "karpathy": "caption_datasets.zip",
+        "images": "zips",
+        "annotations": "annotations/annotations_trainval2014.zip",
+    }
+    shutil.copytree(served, data / "pictures")
+    own = {name: str((data / "pictures" if name == setting else served) / place) for name, place in places.items()}
+    with pytest.raises(ValueError, match=rf"fetch\.{setting}: .* must lie outside .*coco/pictures, where fetch"):
+        fetch_coco(settings(**own), data)
+    assert {path.name for path in (data / "pictures").rglob("*.zip")} == {path.name for path in served.rglob("*.zip")}
 
 
 def test_what_changed_on_the_way_is_never_kept(mirror: Mirror, data: Path) -> None:

@@ -16,7 +16,7 @@ from stages.fetch.flickr8k import LISTS, TOKENS
 from stages.fetch.pictures import Pictures
 from stages.files import sha256
 
-TRAIN = [f"{number}_aa.jpg" for number in range(100, 106)]
+TRAIN = [*(f"{number}_aa.jpg" for number in range(100, 104)), "104_aa.JPG", "105_aa.jpeg"]
 DEV = [f"{number}_bb.jpg" for number in (205, 201, 203, 202, 204)]  # the list's order, not the alphabet's
 TEST = ["301_cc.jpg", "300_cc.jpg"]
 
@@ -95,6 +95,7 @@ def test_unpacked_pictures_give_the_same_as_the_zip(root: Path, name: str) -> No
     packed, _, _ = fetch(root)
     expected = {split: read_captions(packed / f"captions_{split}.json") for split in SPLITS}
     unpack(root, name)
+    zipfile.ZipFile(root / "Flickr8k_text.zip", "w").close()  # lies beside it where the set was downloaded
     data, _, _ = fetch(root)
     assert [path.name for path in (data / "pictures").iterdir()] == [f"{name}.zip"]  # the link is gone
     pictures = Pictures(data / "pictures")
@@ -261,6 +262,21 @@ def test_no_pictures_no_root_or_two_archives_are_told(root: Path) -> None:
     shutil.rmtree(root)
     with pytest.raises(ValueError, match="flickr8k is not a folder; it must hold Flickr8k's files"):
         fetch(root)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_root_where_fetch_deletes_is_refused(root: Path, linked: bool) -> None:
+    """It lies there, or what it holds is a link to what lies there: neither is touched."""
+    folder = root.parent / "data/mine/pictures"
+    folder.mkdir(parents=True)
+    (root / "Flickr8k_Dataset.zip").rename(folder / "Flickr8k_Dataset.zip")
+    (root / "Flickr8k_Dataset.zip").symlink_to(folder / "Flickr8k_Dataset.zip")
+    for name in (TOKENS, *list(LISTS.values())[:2]):
+        shutil.copy(root / name, folder)
+    before = {path: sha256(path) for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"must lie outside data/mine/pictures, where fetch deletes what it has not"):
+        run("fetch", root.parent, source="flickr8k", root=str(root if linked else folder), allow_missing=0)
+    assert {path: sha256(path) for path in folder.iterdir()} == before
 
 
 def test_a_picture_that_is_twice_in_the_zip_is_told(root: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -14,7 +16,7 @@ from builders import picture, run
 
 from stages.fetch.captions import SPLITS, Picture, read_captions
 from stages.fetch.folder import split_of
-from stages.fetch.pictures import Pictures
+from stages.fetch.pictures import MAX_BYTES, Pictures
 
 NAMES = [f"walk/{number}.jpg" for number in range(20)] + [f"{number}.png" for number in range(20)]
 ROWS = [(name, f"A {kind} dog in {name} .") for name in NAMES for kind in ("small", "brown")]
@@ -100,7 +102,8 @@ def test_a_zip_is_linked_and_its_one_top_folder_may_be_left_out(home: Path) -> N
     assert (home / "data/mine/pictures/mine.zip").readlink() == home / "mine.zip"
     by_short_name = splits(home)
     write_csv(home, [(f"my pictures/{name}", said) for name, said in ROWS])
-    assert fetch(home, pictures="mine.zip").keys() == by_short_name.keys()
+    (home / "mine.zip").rename(home / "mine.ZIP")
+    assert fetch(home, pictures="mine.ZIP").keys() == by_short_name.keys()
 
 
 @pytest.mark.shared
@@ -146,8 +149,10 @@ def test_an_empty_split_is_an_error(home: Path) -> None:
 def test_pictures_without_captions_are_counted_and_named(home: Path) -> None:
     (home / "pictures" / "alone.webp").write_bytes(picture("WEBP"))
     (home / "pictures" / "notes.txt").write_text("no picture")
+    with (home / "pictures" / "huge.tif").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
     fetch(home)
-    assert report(home)["pictures_without_captions"] == {"count": 1, "names": ["alone.webp"]}
+    assert report(home)["pictures_without_captions"] == {"count": 2, "names": ["alone.webp", "huge.tif"]}
 
 
 def test_what_is_missing_or_damaged_is_named_where_it_is_allowed(home: Path) -> None:
@@ -158,6 +163,38 @@ def test_what_is_missing_or_damaged_is_named_where_it_is_allowed(home: Path) -> 
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_captioned_picture_that_is_too_large_is_an_error(home: Path) -> None:
+    os.truncate(home / "pictures" / NAMES[3], MAX_BYTES + 1)
+    with pytest.raises(ValueError, match=rf"{NAMES[3]} has 268,435,457 bytes, more than the 268,435,456 allowed"):
+        fetch(home)
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"),
+    [
+        ("pictures", "data/mine/pictures"),
+        ("pictures", "data/mine/pictures/walk"),
+        ("pictures", "data/mine/pictures/all.zip"),
+        ("pictures", "data/mine"),
+        ("pictures", "link"),
+        ("captions", "data/mine/pictures/captions.csv"),
+    ],
+)
+def test_what_lies_where_fetch_deletes_is_refused_and_stays(home: Path, setting: str, place: str) -> None:
+    folder = home / "data/mine/pictures"
+    shutil.copytree(home / "pictures", folder)
+    shutil.copy(home / "captions.csv", folder)
+    (home / "link").symlink_to(folder)
+    with zipfile.ZipFile(folder / "all.zip", "w") as archive:
+        for name in NAMES:
+            archive.write(home / "pictures" / name, name)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    message = rf"fetch\.{setting}: .* must lie outside data/mine/pictures, where fetch deletes .*: move it elsewhere"
+    with pytest.raises(ValueError, match=message):
+        fetch(home, **{setting: place})
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"GIF89a"])

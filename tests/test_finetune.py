@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from stores import fresh
 from tiny import settings
 from trained import stage
 
+from stages.evaluate import measure
 from stages.evaluate.captioner import Captioner
 from stages.evaluate.measure import caption
 from stages.features.encoders import ENCODERS, EfficientNetLite0
@@ -120,7 +122,7 @@ def test_below_and_above_make_the_whole_encoder(name: str, tmp_path: Path) -> No
     assert apart(upper, 3) > 0.01
     encoder.tune(upper.state_dict())
     assert apart(upper, 3) < 1e-5
-    with pytest.raises(ValueError, match=r"blocks = 40: of \w+ 1 to \d+ layers can be tuned"):
+    with pytest.raises(ValueError, match=r"train\.finetune\.blocks = 40: of \w+ 1 to \d+ layers can be tuned"):
         encoder.upper(40)
     with pytest.raises(ValueError, match=r"nothing \(1,\) is not among the weights of"):
         encoder.tune({"nothing": torch.zeros(1)})
@@ -224,7 +226,9 @@ def test_tuned_and_untuned_vote_together(tuned: Path, tmp_path: Path, capsys: py
         Captioner.load(tmp_path / "wrong.safetensors", device="cpu").caption([Image.new("RGB", (64, 64))])
 
 
-def test_a_captioner_of_another_size_is_shown_the_pictures_themselves(tuned: Path) -> None:
+def test_a_captioner_of_another_size_is_shown_the_pictures_themselves(
+    tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained = Artifact.load(tuned / "models/tiny/captioner.safetensors")
     named = {key: value for key, value in trained.encoder.items() if key != "tuned_sha256"}
     torch.manual_seed(3)
@@ -238,8 +242,44 @@ def test_a_captioner_of_another_size_is_shown_the_pictures_themselves(tuned: Pat
     found = caption([other], {"test": pictures}, features, archives, **asked)["test"]
     images = [decode(archives.read(picture.file_name), at_least=96) for picture in pictures]
     assert [*found.values()] == [best[0].text for best in Captioner([other], device="cpu").caption(images)]
+    # Two of one encoder: the pictures are encoded once, and a captioner that votes with itself says the same.
+    encoded: list[str] = []
+    monkeypatch.setattr(measure, "load_encoder", lambda *named: encoded.append("once") or load_encoder(*named))
+    assert caption([other, other], {"test": pictures}, features, archives, **asked)["test"] == found
+    assert encoded == ["once"]
     with pytest.raises(ValueError, match=r"has preprocessing .*, the captioner sees .*96.*: run `dvc repro`"):
         caption([other], {"test": pictures}, features, None, **asked)
+
+
+def test_what_cannot_be_tuned_is_told_before_anything_is_trained(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(drawn, root)
+    set_train(root, **TUNING | {"finetune": FINETUNE | {"blocks": 50}})
+    with pytest.raises(SystemExit, match=r"train.finetune.blocks = 50: of efficientnet_lite0 1 to 17 layers can be"):
+        work(root, "train")
+    assert "epoch" not in capsys.readouterr().out
+
+
+def test_pictures_that_do_not_fit_into_memory_are_told_before_they_are_encoded(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.train.finetune.psutil.virtual_memory", lambda: SimpleNamespace(available=1_000))
+    features, archives = Features(drawn / "data/tiny/features"), Pictures(drawn / "data/tiny/pictures")
+    pictures = read_captions(drawn / "data/tiny/captions_train.json")
+    source = Source(features, "train", grid=True, mirror=True)
+    sentence = f"train: {len(pictures)} pictures of 3 x 4 x 4 numbers need 0.0 GB of memory, 0.0 GB are free: take"
+    with pytest.raises(ValueError, match=sentence):
+        keep(
+            lambda pixels: [pixels[:, :, :4, :4].float()],
+            source,
+            archives,
+            pictures,
+            Preprocessing(64, "squash"),
+            workers=0,
+            device=CPU,
+        )
 
 
 def test_interrupted_while_finetuning_it_ends_with_the_same_bytes(

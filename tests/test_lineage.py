@@ -134,6 +134,17 @@ def change_commit(trained: Trained) -> None:
     MlflowClient(tracking.uri()).set_model_version_tag(MODEL, "1", "commit", "0" * 40)
 
 
+def change_commit_to_an_option(trained: Trained) -> None:
+    """What git would take for the name of a file to write."""
+    MlflowClient(tracking.uri()).set_model_version_tag(MODEL, "1", "commit", f"--output={trained.folder}/written")
+
+
+def change_decoder(trained: Trained) -> None:
+    """A setting that is text."""
+    path = artifacts(trained) / "record" / "params.yaml"
+    path.write_text(path.read_text().replace("decoder: attend", "decoder: show_tell"))
+
+
 def change_code(trained: Trained) -> None:
     """The version says that it is of a later commit, whose code is another one."""
     (trained.folder / "stages" / "model.py").write_text("LAYERS = 7\n")
@@ -173,7 +184,10 @@ def lose_run(trained: Trained) -> None:
         (change_scores, "dvc.lock -> evaluate", "for reports/flickr8k/metrics.json, the version's is"),
         (change_captions, "dvc.lock -> evaluate", "for reports/flickr8k/captions_test.json, the version's is"),
         (change_settings, "run -> settings", "train.hidden 512 for 511"),
+        (change_decoder, "run -> settings", "train.decoder attend for show_tell"),
         (change_commit, "version -> commit", f"commit {'0' * 40} is not in this repository"),
+        (change_commit_to_an_option, "version -> commit", "written' is no commit's hash"),
+        (change_commit_to_an_option, "commit -> dvc.lock", "does not hold what ran: stages/model.py"),
         (change_code, "commit -> dvc.lock", "does not hold what ran: stages/model.py"),
         (lose_lock, "version -> dvc.lock", "registered without a dvc.lock"),
         (change_data, "dvc.lock -> data", "data/flickr8k/captions_val.json has md5"),
@@ -194,6 +208,7 @@ def test_a_broken_link_is_named(
     assert reason in named[0]
     broken = [line for line in capsys.readouterr().out.splitlines() if line.startswith("BROKEN")]
     assert any(link in line for line in broken)
+    assert not list(trained.folder.glob("written*"))
 
 
 def test_a_captioner_whose_vocabulary_was_changed_is_told_apart(trained: Trained) -> None:

@@ -6,11 +6,13 @@ document, prometheus_client's parser for the metrics.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import io
 import json
 import random
+import shutil
 import signal
 import socket
 import struct
@@ -18,10 +20,13 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from concurrent.futures import CancelledError
 from concurrent.futures import wait as wait_for
+from contextlib import suppress
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,20 +35,25 @@ import numpy as np
 import pytest
 import torch
 from captioners import coarse_pictures, save_captioner
+from mlflow import MlflowClient
 from openapi_spec_validator import validate
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from stores import fresh, serving
 from trained import Trained, stage
 
+from stages import tracking
 from stages.evaluate.captioner import Captioner
 from stages.fetch.pictures import PictureError, decode
 from stages.fetch.sent import MAX_SCANS, decode_sent
+from stages.live import app
 from stages.live.desk import Desk, Wish
 from stages.live.guard import Guard
 from stages.live.models import Shelf, around, beside, fetched, named
+from stages.register.registry import Registry
 from stages.train.decoders import pack_words
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 CAPTION = str(Path(sys.executable).with_name("caption"))
 PATH = "/api/caption"
 
@@ -234,10 +244,11 @@ def test_what_waits_together_gets_the_captions_of_one_picture_at_a_time(server: 
         desk.ask(pixels[0], wishes[0])
 
 
-def test_a_desk_outlives_what_fails_and_ends_what_waits() -> None:
-    gate = threading.Event()
+def test_a_desk_outlives_what_fails_and_ends_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, taken = threading.Event(), threading.Event()
 
     def load(name: str) -> Captioner:
+        taken.set()
         gate.wait()
         raise ValueError(f"no {name}")
 
@@ -248,12 +259,12 @@ def test_a_desk_outlives_what_fails_and_ends_what_waits() -> None:
         first.result(timeout=60)
     assert desk.alive
     gate.clear()
+    taken.clear()
     last = [desk.ask(torch.zeros(3, 8, 8, dtype=torch.uint8), Wish(name, 1, 1)) for name in "bc"]
-    closing = threading.Thread(target=desk.close)
-    time.sleep(0.1)  # until the desk works at b
-    closing.start()
-    gate.set()
-    closing.join(timeout=60)
+    assert taken.wait(timeout=60), "the desk works at b"
+    end = desk._thread.join
+    monkeypatch.setattr(desk._thread, "join", lambda: (gate.set(), end(timeout=60)))  # b goes on when it is closed
+    desk.close()
     with pytest.raises(ValueError, match="no b"):
         last[0].result(timeout=60)
     with pytest.raises(CancelledError):
@@ -280,6 +291,8 @@ def test_the_openapi_document_is_valid_and_names_what_is_there(server: Server) -
     assert set(asked["requestBody"]["content"]) == {"image/*", "application/octet-stream", "application/json",
                                                     "multipart/form-data"}  # fmt: skip
     assert {"200", "400", "413", "415", "422", "429", "503"} <= set(asked["responses"])
+    dead = api["paths"]["/health"]["get"]["responses"]["503"]
+    assert dead["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Refusal"}
     schema = api["components"]["schemas"]["Captions"]
     _, answer, _ = server.ask(PATH, PNG, content_type="image/png")
     assert set(answer) == set(schema["properties"])
@@ -397,6 +410,13 @@ def test_limits_are_checked_before_work(server: Server) -> None:
     assert decode_sent(scans(3), 64).size == PICTURES[2].size
 
 
+def test_netpbm_which_python_itself_decodes_is_not_taken() -> None:
+    data = b"P6 2 2 254\n" + bytes(12)
+    assert decode(data).size == (2, 2)
+    with pytest.raises(PictureError, match=r"is in none of the formats JPEG, PNG, WEBP, GIF, BMP, TIFF$"):
+        decode_sent(data, 64)
+
+
 def test_too_many_at_once_are_told_when_to_come_back(server: Server) -> None:
     """Requests that send half a picture are inside until they go; the one beyond the limit is refused."""
     host, port = server.netloc.split(":")
@@ -423,6 +443,75 @@ def test_too_many_at_once_are_told_when_to_come_back(server: Server) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("those who have gone still count")
+
+
+# --- our own mistakes -------------------------------------------------------------------------------------------------
+
+
+def inside(application: Any, path: str, body: bytes = b"", method: str = "POST") -> tuple[int, bytes, dict[str, str]]:
+    """Status, body and headers of what an application answers, without a server."""
+    headers = [(b"host", b"localhost"), (b"content-type", b"image/png")]
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    requests, answers = iter([{"type": "http.request", "body": body}]), list[MutableMapping[str, Any]]()
+
+    async def receive() -> dict[str, Any]:
+        for request in requests:
+            return request
+        return await asyncio.get_running_loop().create_future()  # the client stays
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        answers.append(message)
+
+    asyncio.run(application(scope, receive, send))
+    start, *rest = answers
+    told = {name.decode(): value.decode() for name, value in start["headers"]}
+    return start["status"], b"".join(message["body"] for message in rest), told
+
+
+@pytest.mark.parametrize("where", ["decoding", "captioning"])
+def test_a_mistake_of_ours_is_answered_like_any_refusal(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError("a mistake")
+
+    if where == "decoding":
+        monkeypatch.setattr(app, "prepare", fail)
+    else:
+        monkeypatch.setattr(Shelf, "load", fail)
+    application = app.make_app(Shelf([beside(save_captioner(tmp_path / "a.safetensors"))], device="cpu"))
+    status, body, headers = inside(application, PATH, PNG)
+    assert (status, "log says" in json.loads(body)["error"]) == (500, True)
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in headers["content-security-policy"]
+    counts = inside(application, "/metrics", method="GET")[1].decode()
+    assert f'captioner_requests_total{{path="{PATH}",status="500"}} 1.0' in counts
+    assert capsys.readouterr().err.count("Traceback") == 1
+
+
+def test_a_pictures_file_is_let_go_when_it_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each of the requests that wait for the captioner would hold up to 32 MB."""
+    files: list[weakref.ref[Any]] = []
+
+    class File(bytearray):
+        """Bytes that can be watched."""
+
+    async def read(request: Any, options: app.Options) -> tuple[bytearray, app.Options]:
+        file = File(PNG)
+        files.append(weakref.ref(file))
+        return file, options
+
+    async def granted(*_: Any) -> None:
+        until = time.monotonic() + 10  # the decoder's thread lets go a moment after it has answered
+        while files[0]() is not None and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        assert files[0]() is None
+        raise app.HTTPException(503, "it is gone")
+
+    monkeypatch.setattr(app, "read", read)
+    monkeypatch.setattr(app, "granted", granted)
+    application = app.make_app(Shelf([beside(save_captioner(tmp_path / "a.safetensors"))], device="cpu"))
+    assert inside(application, PATH)[:2] == (503, b'{"error":"it is gone"}')
 
 
 # --- a flood of broken requests ---------------------------------------------------------------------------------------
@@ -663,6 +752,33 @@ def test_a_file_that_changed_under_the_server_is_not_used(tmp_path: Path) -> Non
         Shelf([])
 
 
+def test_a_champion_that_is_no_captioner_hides_no_other(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a registry of pages of one, at an address with options."""
+    for name in ("search_registered_models", "search_model_versions"):
+        monkeypatch.setattr(MlflowClient, name, partialmethod(getattr(MlflowClient, name), max_results=1))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db?timeout=30")
+    path = save_captioner(repository / "captioner.safetensors")
+    client = tracking.store()
+    with tracking.start("sample", {}, "cpu") as run:
+        run.artifact(path, "model/artifacts")
+    for model in ("another", "captioner", "odd@name"):
+        client.create_registered_model(model)
+        for weights in ("first", "second"):
+            source, run_id = (str(repository), run.id) if model == "captioner" else ("nowhere", None)
+            client.create_model_version(model, source, run_id, {"weights_sha256": weights})
+        client.set_registered_model_alias(model, "champion", "2")
+    (found,) = around([], tmp_path)
+    assert found.name == "captioner@champion"
+    told = capsys.readouterr().err
+    assert "models:/another@champion is left out: The MLflow store" in told
+    assert "models:/odd@name@champion is left out" in told
+    version = Registry("captioner").find("first")
+    assert version is not None
+    assert version.number == 1, "found on the second page"
+
+
 @pytest.mark.slow
 def test_the_champion_of_the_registry_is_offered_with_its_card(
     tmp_path: Path, template: Path, capsys: pytest.CaptureFixture[str]
@@ -708,15 +824,33 @@ def test_ctrl_c_answers_who_waits_and_ends_without_a_word(server: Server) -> Non
     connection.putrequest("POST", PATH)
     connection.putheader("Content-Type", "image/png")
     connection.putheader("Content-Length", str(len(PNG)))
-    connection.endheaders(PNG[:30])
-    time.sleep(0.5)
+    connection.putheader("Expect", "100-continue")
+    connection.endheaders()
+    assert connection.sock.recv(100).startswith(b"HTTP/1.1 100"), "the application waits for the picture"
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    connection.send(PNG[30:])
+    host, port = netloc.split(":")
+    with suppress(ConnectionRefusedError):  # until nobody else is let in
+        while True:
+            socket.create_connection((host, int(port)), timeout=60).close()
+    connection.send(PNG)
     assert connection.getresponse().status == 200
     connection.close()
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
+
+
+def test_what_is_installed_has_its_pages(tmp_path: Path) -> None:
+    """As setuptools builds it: every file of the sources that is no cache."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    shutil.copytree(REPOSITORY / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    built = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build_py", "--build-lib", "built"]
+    subprocess.run(built, cwd=tmp_path, check=True, capture_output=True)
+    here, there = (
+        {path.relative_to(root) for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "stages", tmp_path / "built" / "stages")
+    )
+    assert there == here
 
 
 def test_mistakes_are_told(server: Server) -> None:

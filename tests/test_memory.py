@@ -124,21 +124,26 @@ class Leaning(torch.nn.Module):
         return logits + context[-1][:, None], state
 
 
-@pytest.mark.parametrize("drawn", [{}, {"top_p": 0.9}])
-def test_guided_it_says_what_a_decoder_would_that_leans_that_way(consensus: Consensus, drawn: dict[str, float]) -> None:
+@pytest.mark.parametrize(("drawn", "memories"), [({}, 1), ({"top_p": 0.9}, 1), ({}, 2)])
+def test_guided_it_says_what_a_decoder_would_that_leans_that_way(
+    consensus: Consensus, drawn: dict[str, float], memories: int
+) -> None:
+    """Of two memories the mean counts."""
     torch.manual_seed(2)
+    seen = torch.from_numpy(np.random.default_rng(5).gamma(1.0, size=(PICTURES, CHANNELS))).float()
+    known = [(consensus, POOLED), (Consensus(Memory.of(seen, CAPTIONS), VOCABULARY), seen)][:memories]
     decoder = build(Shape("show_tell", len(VOCABULARY.words), CHANNELS, 8, 8)).eval()
     rows = slice(0, 12)
     context = decoder.context(POOLED[rows])
-    near = consensus.memory.near(POOLED[rows], 9)
-    asked = {"bad_endings": (), "numbers": range(12), "memories": [(consensus, POOLED[rows])]}
+    guides = [own.guide(*own.memory.near(pooled[rows], 9)) for own, pooled in known]
+    asked = {"bad_endings": (), "numbers": range(12), "memories": [(own, pooled[rows]) for own, pooled in known]}
 
     def said(decoder: torch.nn.Module, context: Context, **options: float) -> list[list[Hypothesis]]:
         decoding = Decoding(5, max_words=7, neighbours=9, consensus=0.0).but(beam=5, **drawn, **options)
         return decode([decoder], [context], decoding, **asked)  # type: ignore[list-item, arg-type]
 
     plain, guided = (said(decoder, context, guidance=power) for power in (0.0, 0.7))
-    leaning = said(Leaning(decoder), (*context, 0.7 * consensus.guide(*near)))
+    leaning = said(Leaning(decoder), (*context, 0.7 * sum(guides) / memories))
     assert [[each.words for each in own] for own in guided] == [[each.words for each in own] for own in leaning]
     for own, other in zip(guided, leaning, strict=True):
         assert [each.score for each in own] == pytest.approx([each.score for each in other], abs=1e-5)

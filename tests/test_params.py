@@ -176,10 +176,11 @@ def test_a_mistake_in_a_profile_that_is_not_chosen_is_told_too(tmp_path: Path) -
 
 def test_sections_that_do_not_fit_each_other_are_told(tmp_path: Path) -> None:
     changes = {"coco.train.batch": 4, "coco.train.captions_per_picture": 5, "coco.train.tied": True}
-    changes |= {"coco.train.embedding": 64}
+    changes |= {"coco.train.embedding": 64, "coco.evaluate.neighbours": 60}
     assert [line.split(" (")[0] for line in mistakes(yaml.safe_dump(with_changes(changes)), tmp_path)] == [
         "coco.train.tied = true",
         "coco.train.captions_per_picture = 5",
+        "coco.evaluate.neighbours = 60",
     ]
 
 

@@ -122,6 +122,15 @@ def test_a_link_replaces_what_was_there_and_strangers_are_removed(folder: Path, 
     assert (linked / "x.zip").readlink().is_absolute()
 
 
+@pytest.mark.parametrize("path", ["1.zip", "another.zip"])
+def test_an_archive_is_not_replaced_by_a_link_to_itself(folder: Path, path: str) -> None:
+    before = (folder / "1.zip").read_bytes()
+    with pytest.raises(ValueError, match=r"archive: .*1\.zip must lie outside .*, where fetch deletes what it has not"):
+        link(folder / path, folder / "1.zip")
+    assert sorted(entry.name for entry in folder.iterdir()) == ["1.zip", "2.zip"]
+    assert (folder / "1.zip").read_bytes() == before
+
+
 def with_size(archive: Path, name: bytes, size: int) -> None:
     """Makes the archive's directory declare another size for a member."""
     data = bytearray(archive.read_bytes())

@@ -170,6 +170,11 @@ def test_demoting_gives_back_the_champion_before(trained: Trained, capsys: pytes
     ]
 
 
+def test_a_reason_without_anything_to_give_it_for_is_told() -> None:
+    with pytest.raises(SystemExit, match=r"--because says why a champion is demoted: add --demote, or leave it out"):
+        stage("stages.register", "--because", "it is rude")
+
+
 # --- once, whatever happens -------------------------------------------------------------------------------------------
 
 

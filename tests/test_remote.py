@@ -17,6 +17,9 @@ from moto.server import ThreadedMotoServer
 from pipelines import REPOSITORY, commit, copy, dvc, environment, git, locked
 from stores import serving
 
+from stages.caption import PRETRAINED
+
+CARDS = sorted((REPOSITORY / PRETRAINED).parent.glob("*.md"))
 WORTH_PULLING = {
     "data/tiny/captions_test.json",
     "data/tiny/captions_train.json",
@@ -186,6 +189,22 @@ def test_the_number_that_readme_follows_is_the_committed_one() -> None:
     metrics = next(out for out in lock["evaluate"]["outs"] if out["path"].endswith("metrics.json"))["md5"]
     card = json.loads((REPOSITORY / "dvcstore/files/md5" / metrics[:2] / metrics[2:]).read_text())
     assert f"`test.cider` = {card['test']['cider']:.4f} " in page
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
+def test_the_numbers_of_pretrained_captioners_in_readme_are_those_of_their_cards(card: Path) -> None:
+    lines = [[cell.strip() for cell in line.split("|")] for line in card.read_text().splitlines()]
+    means, intervals = (next(row for row in lines if row[1:2] == [name]) for name in ("**this model**", "95% interval"))
+    bleu_4, cider = (f"{means[place]} ({intervals[place]})" for place in (5, 7))
+    said = [next(row[2] for row in lines if row[1:2] == [name]) for name in ("words a caption", "different words")]
+    readme = (REPOSITORY / "README.md").read_text().splitlines()
+    rows = [
+        [cell.strip() for cell in line.split("|")] for line in readme if f"({card.relative_to(REPOSITORY)})" in line
+    ]
+    assert [row[2:7] for row in rows] == [[cider, bleu_4, means[8], *said]]
+    short = [line for line in readme if line.startswith(f"| {card.stem}, what `caption` takes by itself |")]
+    assert len(short) == (card.stem == PRETRAINED.stem)
+    assert all(f"| {cider} | {bleu_4} |" in line for line in short)
 
 
 def test_a_clone_of_this_repository_pulls_the_pretrained_captioners(tmp_path: Path) -> None:

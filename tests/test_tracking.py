@@ -4,11 +4,14 @@ A tracking server and the pages that people look at are in test_server.py."""
 
 from __future__ import annotations
 
+import http.server
 import os
 import shutil
+import socketserver
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -147,7 +150,8 @@ def test_an_epoch_costs_one_call(repository: Path, monkeypatch: pytest.MonkeyPat
     assert calls == ["log_batch"]
 
 
-def test_telemetry_is_off(repository: Path) -> None:
+def test_telemetry_is_off(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)  # `make test` has it off already
     tracking.store()
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
@@ -238,6 +242,14 @@ def test_a_living_run_is_left_alone(repository: Path) -> None:
     living.finish("KILLED")
 
 
+def test_a_run_that_another_training_buries_is_left_to_it(repository: Path) -> None:
+    """A link to nothing is what such a file is: listed, and gone when it is opened."""
+    (repository / ".dvc/tmp/runs").mkdir(parents=True)
+    (repository / ".dvc/tmp/runs/buried").symlink_to("nowhere")
+    train(repository)
+    assert [run.info.status for run in runs()] == ["FINISHED"]
+
+
 # --- rebuilt from its file --------------------------------------------------------------------------------------------
 
 
@@ -293,7 +305,7 @@ def test_a_file_that_train_did_not_write_is_refused(repository: Path) -> None:
     ("uri", "said"),
     [
         ("sqlite:///damaged.db", "damaged.db failed: .*file is not a database"),
-        ("http://127.0.0.1:9", "http://127.0.0.1:9 failed: .*MLFLOW_TRACKING_URI says where"),
+        ("http://me:secret@127.0.0.1:9", "http://127.0.0.1:9 failed: .*MLFLOW_TRACKING_URI says where"),
         ("sqlite:////proc/none/mlflow.db", "No such file or directory"),
         ("./mlruns", "filesystem tracking backend"),
     ],
@@ -307,8 +319,26 @@ def test_a_store_that_cannot_be_opened_stops_before_training(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (repository / "damaged.db").write_text("this was a database\n" * 100)
-    with pytest.raises(tracking.StoreError, match=said):
+    with pytest.raises(tracking.StoreError, match=said) as raised:
         tracking.start("sample", PARAMS, "cpu")
+    assert "secret" not in str(raised.value)
+
+
+def test_a_store_looks_whole_where_a_server_answers(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        for uri, whole in ((f"http://me:secret@127.0.0.1:{port}", True), ("http://127.0.0.1:x", False),
+                           ("http://[::1", False), ("http://127.0.0.1:9", False)):  # fmt: skip
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+            assert tracking.looks_whole() is whole, uri
+        server.shutdown()
+
+
+def test_no_password_is_kept_beside_a_running_training(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    with tracking._alive("a"):
+        assert (repository / ".dvc/tmp/runs/a").read_text() == "http://127.0.0.1:9"
 
 
 def test_a_store_that_fails_during_training_loses_no_training(

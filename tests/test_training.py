@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import signal
 import subprocess
@@ -16,15 +17,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import environment, make_project, settings
+import yaml
+from tiny import REPOSITORY, environment, make_project, settings
 
 from stages.features.store import Features
 from stages.fetch.captions import read_captions
 from stages.files import read_json, sha256
+from stages.train.__main__ import code
 from stages.train.artifact import Artifact
 from stages.train.batches import Examples, Source, in_batches, in_order, in_rounds
 from stages.train.decoders import Decoder, Shape, build, pack_words
-from stages.train.loop import Training
+from stages.train.loop import Stopped, Training
 from stages.train.objectives import CrossEntropy, mixed
 
 CPU = torch.device("cpu")
@@ -165,6 +168,7 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_with(tmp_path: Path, temp
     done = train(root)
     assert done.returncode == 0, done.stderr
     assert "goes on" not in done.stdout
+    assert "unfinished_CrossEntropy.pt is of other data, settings or code: training begins anew" in done.stdout
 
 
 @pytest.mark.parametrize("captions_per_picture", [1, 2, 5])
@@ -358,6 +362,54 @@ def test_which_epoch_is_kept_is_a_setting(keep: str, kept: int) -> None:
     best = training.train(score, lambda *_: None)
     assert len(after) == 4
     assert torch.equal(best.output.bias, after[kept])
+
+
+@pytest.mark.parametrize("when", ["in the last step of an epoch", "while val is scored", "while the last epoch is"])
+def test_asked_to_stop_at_an_epochs_end_it_stops_and_goes_on_as_if_nothing_had_been(tmp_path: Path, when: str) -> None:
+    source = Given(torch.randn(6, 12, generator=torch.Generator().manual_seed(0)))
+    examples = Examples(list(range(6)), [[[1, 5 + i, 2]] for i in range(6)])
+    objective = CrossEntropy(examples, source, CPU, torch.float32, captions=2)
+
+    def training(checkpoint: Path | None) -> Training:
+        torch.manual_seed(0)
+        made = build(Shape("show_tell", 24, 12, 16, 16))
+        return Training(made, objective, settings(epochs=3).plan(), device=CPU, checkpoint=checkpoint)
+
+    def score(decoder: Decoder) -> tuple[dict[str, float], float]:
+        return {}, float(decoder.output.weight.detach().norm())
+
+    straight = training(None)
+    straight.train(score, lambda *_: None)
+    stopped = training(tmp_path / "unfinished.pt")
+    step = stopped.one_step
+
+    def last_step(*arguments: Any) -> tuple[float, int]:
+        if when == "in the last step of an epoch" and stopped.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    def asked(decoder: Decoder) -> tuple[dict[str, float], float]:
+        if when != "in the last step of an epoch" and stopped.progress.epoch == (2 if "last" in when else 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(decoder)
+
+    stopped.one_step = last_step  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        stopped.train(asked, lambda *_: None)
+    assert len(stopped.rows) == {"in the last step of an epoch": 0, "while val is scored": 1}.get(when, 3)
+    again = training(tmp_path / "unfinished.pt")
+    assert again.resume()
+    again.train(score, lambda *_: None)
+    assert again.rows == straight.rows
+
+
+def test_a_saved_run_is_of_all_the_code_that_learns() -> None:
+    """What dvc.yaml names for train, but for the trunk, which keeps the record."""
+    deps = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["train"]["deps"]
+    learns = {REPOSITORY / path for path in deps if path.count("/") > 1 and not path.endswith("__init__.py")}
+    learns = {path for path in learns if path.suffix == ".py"}
+    assert REPOSITORY / "stages/fetch/pictures.py" in learns
+    assert learns <= set(code())
 
 
 def test_a_loss_that_is_no_number_is_told(straight: Path) -> None:

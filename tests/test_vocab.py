@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -98,9 +99,9 @@ def test_nothing_is_read_behind_the_end() -> None:
 # --- the stage --------------------------------------------------------------------------------------------------------
 
 
-def vocab(home: Path, min_count: int = 1) -> dict:
+def vocab(home: Path, min_count: int = 1, test: Sequence[str] = TEST) -> dict:
     data = home / "data/mine"
-    for start, (split, said) in enumerate(zip(SPLITS, (TRAIN, VAL, TEST), strict=True)):
+    for start, (split, said) in enumerate(zip(SPLITS, (TRAIN, VAL, test), strict=True)):
         pictures = [Picture(10 * start + n, f"{start}{n}.jpg", 0, 0, (caption,)) for n, caption in enumerate(said)]
         write_captions(data / f"captions_{split}.json", pictures, {})
     run("vocab", home, min_count=min_count)
@@ -141,6 +142,12 @@ def test_the_report_is_right_by_hand(tmp_path: Path) -> None:
             },
         },
     }
+
+
+def test_a_split_in_which_no_word_is_said(tmp_path: Path) -> None:
+    none = {"words_said": 0, "different_words": 0, "unknown_different_words": 0, "unknown_share": 0}
+    assert vocab(tmp_path, test=["...", "!"])["splits"]["test"] == none
+    assert (tmp_path / "reports/mine/dataset.html").is_file()
 
 
 def test_counts_are_those_of_a_plain_count(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ The profile of params.yaml with all its pictures and epochs; a test does it with
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
@@ -34,6 +35,7 @@ def made(root: Path) -> tuple[float, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     profile = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["profile"]
     committed = locked(REPOSITORY)
     with tempfile.TemporaryDirectory() as folder:

@@ -48,11 +48,11 @@ FIRST = 200  # test pictures in the gallery that goes into the record
 
 
 def main() -> None:
+    options = arguments()
     profile, settings = params.read("evaluate")
     assert isinstance(settings, Settings)
     data, models, reports = (Path(top) / profile for top in ("data", "models", "reports"))
     pictures = {split: read_captions(data / f"captions_{split}.json") for split in ("train", *SPLITS)}
-    options = arguments()
     if options.captions:
         references = {picture.id: picture.captions for picture in pictures[options.split]}
         captions = read_results(options.captions, references)
@@ -107,7 +107,8 @@ def main() -> None:
         record.figure(figures.sheet(images, spoken, [picture.captions[0] for picture in shown]), "captions.png")
         for picture, image, words in list(zip(shown, images, spoken, strict=True))[:ATTENDED]:
             if picture.id in looked:
-                figure = figures.attention(image, words.split(), looked[picture.id])
+                cropped = artifacts[0].encoder["preprocessing"]["resize"] == "crop"
+                figure = figures.attention(image, words.split(), looked[picture.id], cropped=cropped)
                 record.figure(figure, f"attention/{picture.id}.png")
         with tempfile.TemporaryDirectory() as folder:  # MLflow names an artifact like its file
             (Path(folder) / "gallery.html").write_text(next(pages), encoding="utf-8")
@@ -163,13 +164,22 @@ def read_pictures(archives: Pictures, pictures: Sequence[Picture]) -> list[Image
 
 def arguments() -> argparse.Namespace:
     """The command line; the stage itself is run without any."""
-    parser = argparse.ArgumentParser("python -m stages.evaluate", description="Scores captions of pictures.")
-    parser.add_argument("--captions", metavar="FILE", help="score this results file (COCO's format) instead of a model")
-    parser.add_argument(
+    parser = argparse.ArgumentParser(
+        "python -m stages.evaluate",
+        description="Without options the stage, which writes reports/P, P the profile of params.yaml. With --captions "
+        "or --model it prints the score card of others' captions of the profile's pictures, and writes nothing.",
+    )
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument("--captions", metavar="FILE", help="score this results file (COCO's format) instead of a model")
+    others.add_argument(
         "--model", action="append", metavar="FILE", help="score this captioner; given several times, they vote"
     )
-    parser.add_argument("--split", choices=SPLITS, default="test", help="the split to score")
-    return parser.parse_args()
+    parser.add_argument("--split", choices=SPLITS, help="... on this split (default: test)")
+    options = parser.parse_args()
+    if options.split and not (options.captions or options.model):
+        parser.error("--split goes with --captions or --model: the stage scores both splits")
+    options.split = options.split or "test"
+    return options
 
 
 if __name__ == "__main__":

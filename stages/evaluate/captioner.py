@@ -28,7 +28,8 @@ class Caption(NamedTuple):
     """A caption, how sure the model is of it and, if asked for, where it looked."""
 
     text: str
-    score: float  # log-probability / (words and <end>) ** length_penalty
+    # Hypothesis.score; a memory, where there is one, has its word in the order too, so that scores need not fall.
+    score: float
     attention: NDArray[np.float32] | None = None  # (T, R), rows sum to 1; regions of the grid row by row
 
 

@@ -43,25 +43,33 @@ def sheet(pictures: Sequence[Image.Image], captions: Sequence[str], people: Sequ
         axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, picture, caption, said in zip(figure.axes, pictures, captions, people, strict=False):
         axes.imshow(np.asarray(picture))
-        axes.set_title(fill(caption, 34), fontsize=10)
-        axes.set_xlabel(fill(said, 40), fontsize=8, color="grey")
+        # As it was said: between two dollars matplotlib would read mathematics.
+        axes.set_title(fill(caption, 34), fontsize=10, parse_math=False)
+        axes.set_xlabel(fill(said, 40), fontsize=8, color="grey", parse_math=False)
     return figure
 
 
-def attention(picture: Image.Image, words: Sequence[str], weights: NDArray[np.float32]) -> Figure:
-    """The picture once per word, brighter where the decoder looked; weights (T, R), R = side x side regions in rows."""
+def attention(
+    picture: Image.Image, words: Sequence[str], weights: NDArray[np.float32], *, cropped: bool = False
+) -> Figure:
+    """The picture once per word, brighter where the decoder looked; weights (T, R), R = side x side regions in rows, of
+    the whole picture, or, `cropped`, of the square in its middle."""
     columns = 6
     rows = math.ceil(len(words) / columns)
     side = math.isqrt(weights.shape[1])
     figure = Figure(figsize=(WIDTH, 2.2 * rows), layout="constrained")
     pixels = np.asarray(picture)
     height, width = pixels.shape[:2]
+    w, h = (min(width, height),) * 2 if cropped else (width, height)
+    x, y = (width - w) // 2, (height - h) // 2
+    box = (x, x + w, y + h, y)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, word, weight in zip(figure.axes, words, weights, strict=False):
-        axes.imshow(pixels)
-        shade = 1 - weight.reshape(side, side) / weight.max()  # of regions, laid over all of the picture
-        extent = (0, width, height, 0)
-        axes.imshow(np.zeros((side, side)), cmap="gray", alpha=0.8 * shade, extent=extent, interpolation="bilinear")
-        axes.set_title(word, fontsize=10)
+        axes.imshow(pixels // 5, extent=(0, width, height, 0))  # what is not seen at all stays dark
+        axes.imshow(pixels[y : y + h, x : x + w], extent=box)
+        shade = 1 - weight.reshape(side, side) / weight.max()  # of regions, laid over what is seen
+        axes.imshow(np.zeros((side, side)), cmap="gray", alpha=0.8 * shade, extent=box, interpolation="bilinear")
+        axes.set(xlim=(0, width), ylim=(height, 0))
+        axes.set_title(word, fontsize=10, parse_math=False)
     return figure

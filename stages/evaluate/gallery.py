@@ -118,11 +118,12 @@ def gallery(
 <p>Of all {total:,} test pictures. Bars are 95% intervals over pictures. People, one against the others, are no ceiling;
 a caption for every picture and word salad are what no model should be near.</p>
 <div class="columns"><figure class="panel">{score_chart(card)}</figure>
-<figure class="panel"><h3>CIDEr-D of the pictures one by one</h3>{_spread(shown)}</figure></div>
+<figure class="panel"><h3>CIDEr-D of {part.lower()} pictures one by one</h3>{_spread(shown)}</figure></div>
 {_table(card)}{_diagnostics(card)}</section>
 <section id="pictures" aria-labelledby="pictures-title"><h2 id="pictures-title">Pictures</h2>
-<p>“Sure” is the model's probability per word of its caption (the geometric mean): the most surprising captions are
-those that surprised itself. BLEU-4 of one caption is coarse: 0 where no four words in a row match.</p>
+<p>“Sure” is the model's probability per word of its caption (the geometric mean, guided where decoding is): the most
+surprising captions are those that surprised itself. BLEU-4 of one caption is coarse: 0 where no four words in a row
+match.</p>
 <div class="tools stays"><label>Captions with the words
 <input type="search" id="search" autocomplete="off" placeholder="dog running"></label>
 <label>Search in <select id="where"><option value="model">the model's caption</option>

@@ -68,7 +68,10 @@ def hypotheses(
     found = {}
     for split, own in pictures.items():
         rows = rows_of_all(own, features, split)
-        sources = [seen(artifact, own, features, split, archives, device) for artifact in artifacts]
+        sources: list[Source] = []
+        for place, artifact in enumerate(artifacts):
+            earlier = (sources[other] for other in range(place) if sees_alike(artifacts[other], artifact))
+            sources.append(next(earlier, None) or seen(artifact, own, features, split, archives, device))
         best = describe(
             decoders,
             sources,
@@ -83,8 +86,13 @@ def hypotheses(
     return found
 
 
+def sees_alike(one: Artifact, other: Artifact) -> bool:
+    """Whether what one captioner sees of a picture serves the other, so that no picture is encoded twice."""
+    return (one.encoder, one.decoder.grid) == (other.encoder, other.decoder.grid)
+
+
 def per_word(found: Hypothesis, decoding: Decoding) -> float:
-    """The natural logarithm of a caption's probability, per word; <end> counts as one."""
+    """The natural logarithm of a caption's probability, guided where it was, per word; <end> counts as one."""
     length = len(found.words) + 1
     return found.score * length**decoding.length_penalty / length
 

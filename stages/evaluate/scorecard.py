@@ -12,7 +12,6 @@ so that `test.cider` in reports/P/metrics.json is what it says:
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.fetch.captions import ids_sha256
 from stages.scorers.floors import WORD_SALAD, Floors
 from stages.scorers.ptb import tokenize
 from stages.scorers.score import METRICS, Judge, Scores, add_meteor, score
@@ -196,11 +196,6 @@ def repeats(caption: Sequence[str]) -> bool:
                 return True
     threes = [tuple(caption[start : start + 3]) for start in range(len(caption) - 2)]
     return len(set(threes)) < len(threes)
-
-
-def ids_sha256(pictures: Iterable[int]) -> str:
-    """SHA-256 of the picture ids, sorted, in decimal, a line each: cards with the same one scored the same pictures."""
-    return hashlib.sha256("".join(f"{picture}\n" for picture in sorted(pictures)).encode()).hexdigest()
 
 
 def markdown(cards: Mapping[str, Mapping[str, Any]]) -> str:

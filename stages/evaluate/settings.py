@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -34,3 +35,12 @@ class Settings(Section):
         """What is to be decoded otherwise than the artifact says; None is as it says."""
         of_other_things = {"sample", "batch", "device", "resamples"}
         return self.model_dump(exclude=of_other_things) | (self.sample.model_dump() if self.sample else {})
+
+
+def conflicts(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields (key, rule broken) for settings of evaluate that what was trained cannot serve."""
+    if block["evaluate"].neighbours and not block["train"].neighbours:
+        yield (
+            f"evaluate.neighbours = {block['evaluate'].neighbours}",
+            "asks a captioner that remembers no training pictures: set train.neighbours above 0",
+        )

@@ -10,6 +10,10 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
 
 from stages import params
 from stages.features.device import choose_device, choose_dtype
@@ -56,12 +60,12 @@ def encode(profile: str, settings: Settings, ranks: Ranks) -> None:
         "mirror": settings.mirror,
         "splits": ids,
     }
-    # What the arrays depend on: everything above, the pictures' bytes (by checksum) and the code.
+    # What the arrays depend on: everything above, the pictures' bytes (by checksum), and what makes them.
     made_from = fingerprint(
         index,
         {"grid": settings.grid, "batch": settings.batch, "device": device.type},
         [[archives.checksum(picture.file_name) for picture in pictures] for pictures in splits.values()],
-        *sorted(Path(__file__).parent.glob("*.py")),
+        *made_by(),
     )
     ranks.agree(made_from)
     if place := ranks.first(lambda: reuse(folder, repository() / folder, made_from)):
@@ -96,6 +100,14 @@ def encode(profile: str, settings: Settings, ranks: Ranks) -> None:
             f"allows fewer; the first is {unreadable[0]['file_name']}: mend them, or raise the number"
         )
     draft.finish(folder, index)
+
+
+def made_by() -> list[Any]:
+    """What makes features of pictures, for `fingerprint`: the code, and packages whose next version may decode or add
+    in another way."""
+    stages = Path(__file__).parents[1]
+    versions = {"pillow": PIL.__version__, "torch": torch.__version__}
+    return [versions, *sorted((stages / "features").glob("*.py")), stages / "fetch" / "pictures.py"]
 
 
 if __name__ == "__main__":

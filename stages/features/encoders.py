@@ -95,7 +95,9 @@ class Encoder(nn.Module, ABC):
         """
         layers = self.layers()
         if not 1 <= blocks < len(layers):
-            raise ValueError(f"blocks = {blocks}: of {self.name} 1 to {len(layers) - 1} layers can be tuned")
+            raise ValueError(
+                f"train.finetune.blocks = {blocks}: of {self.name} 1 to {len(layers) - 1} layers can be tuned"
+            )
         last = {str(place): copy.deepcopy(layers[place]).float() for place in range(len(layers) - blocks, len(layers))}
         return nn.ModuleDict(last).requires_grad_(True)
 
@@ -212,14 +214,13 @@ def fetched(weights: str, address: str) -> Path:
     As torchvision's files do, it ends in the first digits of its own SHA-256 (resnet50-11ad3fa6.pth), which are checked
     each time. Raises ValueError with the ways out.
     """
-    name = urlsplit(address).path.rpartition("/")[2]
-    promised = re.fullmatch(r".+-([0-9a-f]{8,64})\.\w+", name)
+    path = kept(address)
+    promised = re.fullmatch(r".+-([0-9a-f]{8,64})\.\w+", path.name)
     if promised is None:
         raise ValueError(
             f"weights: {address} must end in -HASH.pth, with at least the first 8 digits of the file's SHA-256, as "
             "torchvision's files do: without them nobody could tell what came"
         )
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(60)  # seconds; torch.hub itself would wait for a silent server for ever
     try:
@@ -228,7 +229,7 @@ def fetched(weights: str, address: str) -> Path:
             torch.hub.download_url_to_file(address, str(path), promised[1], progress=sys.stderr.isatty())
     except OSError as error:  # no network, no such file, a time-out: urllib's errors are of this kind
         raise ValueError(
-            f"weights: {weights} could not be downloaded from {address} ({error}): put {name} into {path.parent} "
+            f"weights: {weights} could not be downloaded from {address} ({error}): put {path.name} into {path.parent} "
             "(TORCH_HOME moves it), or set features.weights to a mirror's address of it or to a local state dict"
         ) from error
     except RuntimeError as error:  # torch.hub's word for a wrong hash; it keeps nothing then
@@ -238,6 +239,11 @@ def fetched(weights: str, address: str) -> Path:
     if not (found := sha256(path)).startswith(promised[1]):
         raise ValueError(f"weights: {path} has SHA-256 {found}, which its name does not promise: delete it")
     return path
+
+
+def kept(address: str) -> Path:
+    """Where torch.hub keeps the file at an address."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / urlsplit(address).path.rpartition("/")[2]
 
 
 def hash_weights(state: dict[str, Tensor]) -> str:

@@ -29,6 +29,8 @@ from stages.files import read_json, sha256, whole, write_json
 Array = NDArray[np.float16]
 Mapped = np.memmap[Any, np.dtype[np.float16]]
 
+PIECE = 1 << 20  # bytes
+
 
 def array_name(split: str, kind: str, mirrored: bool = False) -> str:
     """`train`, `grid`, mirrored -> `train_grid_mirrored.npy`."""
@@ -108,6 +110,8 @@ def reuse(folder: Path, original: Path, made_from: str) -> Path | None:
     Features are no part of DVC's cache, where they would take their place twice and go to every remote; so a queued
     experiment, which runs in a copy, links those of the repository instead of computing them again.
     """
+    if any(journal["fingerprint"] == made_from for journal in journals(folder)):
+        settle(folder, made_from)
     for place in (folder, original):
         note = made_from_file(place)
         if not note.is_file() or note.read_text() != made_from or not (place / "index.json").is_file():
@@ -116,7 +120,9 @@ def reuse(folder: Path, original: Path, made_from: str) -> Path | None:
             print(f"features are computed again: {damage}")
             continue
         if place.resolve() != folder.resolve():
-            draft = Draft(folder.with_name(f"{folder.name}.partial"), made_from)
+            partial = folder.with_name(f"{folder.name}.partial")
+            wipe(partial)  # a killed process may have linked or copied a part
+            draft = Draft(partial, made_from)
             for source in sorted(place.iterdir()):
                 try:
                     os.link(source, draft.folder / source.name)
@@ -125,6 +131,38 @@ def reuse(folder: Path, original: Path, made_from: str) -> Path | None:
             draft.rename(folder)
         return place
     return None
+
+
+def journals(folder: Path) -> list[dict[str, Any]]:
+    """What each rank, of this start or an earlier one, has written of the features that it makes in `folder`."""
+    return [read_json(path) for path in sorted(folder.glob("journal_*.json"))]
+
+
+def wipe(folder: Path) -> None:
+    """Removes a draft. Its journals go first: killed meanwhile, it holds none that speaks of arrays that are gone."""
+    for path in folder.glob("journal_*.json"):
+        path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def settle(folder: Path, made_from: str) -> None:
+    """Notes what features that have just got their name were made from; only then can their journals go."""
+    with whole(made_from_file(folder)) as partial:
+        partial.write_text(made_from)
+    for path in [*folder.glob("journal_*.json"), *folder.glob(".*.partial")]:  # these of killed processes
+        path.unlink()
+
+
+def reserve(path: Path) -> None:
+    """Gives a sparse file its place on the disk: a memory map that finds the disk full ends the process by a signal,
+    not by an error. Raises OSError."""
+    with path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        for start in range(0, size, PIECE):  # macOS cannot be asked for it: what is read as zeros is written as such
+            os.pwrite(file.fileno(), os.pread(file.fileno(), PIECE, start), start)
 
 
 class Draft:
@@ -140,23 +178,19 @@ class Draft:
         self.journal = folder / f"journal_{rank}.json"
         self.fingerprint = fingerprint
         self.arrays: dict[str, Mapped] = {}
-        if any(journal["fingerprint"] == fingerprint for journal in self.journals()):
+        if any(journal["fingerprint"] == fingerprint for journal in journals(folder)):
             begun = read_json(self.journal) if self.journal.is_file() else {}
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            wipe(folder)
             folder.mkdir(parents=True)
             begun = {}
         self.done: dict[str, list[int]] = begun.get("done", {})  # numbers of finished batches, by split
         self.unreadable: list[dict[str, Any]] = begun.get("unreadable", [])
         self.save()
 
-    def journals(self) -> list[dict[str, Any]]:
-        """What each rank, of this start or an earlier one, has written."""
-        return [read_json(path) for path in sorted(self.folder.glob("journal_*.json"))]
-
     def all_done(self, split: str) -> set[int]:
         """The batches of a split that need not be done again."""
-        return {number for journal in self.journals() for number in journal["done"].get(split, [])}
+        return {number for journal in journals(self.folder) for number in journal["done"].get(split, [])}
 
     def open(self, name: str, shape: tuple[int, ...]) -> None:
         """Opens the array `name`, and makes it where it is not there yet; rank 0 comes first."""
@@ -169,6 +203,7 @@ class Draft:
                 )
             with whole(path) as partial:
                 open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+                reserve(partial)
         self.arrays[name] = open_memmap(path, mode="r+")
 
     def save(self) -> None:
@@ -184,7 +219,7 @@ class Draft:
     def all_unreadable(self, splits: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
         """What every rank could not read, in the order of the `splits`' picture ids."""
         order = {(split, key): place for split, ids in splits.items() for place, key in enumerate(ids)}
-        found = [failure for journal in self.journals() for failure in journal["unreadable"]]
+        found = [failure for journal in journals(self.folder) for failure in journal["unreadable"]]
         return sorted(found, key=lambda each: (list(splits).index(each["split"]), order[each["split"], each["id"]]))
 
     def finish(self, folder: Path, index: Mapping[str, Any]) -> None:
@@ -195,11 +230,11 @@ class Draft:
         self.rename(folder)
 
     def rename(self, folder: Path) -> None:
-        """Replaces `folder` by the draft, and notes what it was made from."""
-        for path in [*self.folder.glob("journal_*.json"), *self.folder.glob(".*.partial")]:  # these of killed processes
-            path.unlink()
+        """Replaces `folder` by the draft, and notes what it was made from.
+
+        Killed before the draft has its new name, it is a draft that is whole; after that, `reuse` settles the rest.
+        """
         made_from_file(folder).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         self.folder.rename(folder)
-        with whole(made_from_file(folder)) as partial:
-            partial.write_text(self.fingerprint)
+        settle(folder, self.fingerprint)

@@ -22,8 +22,22 @@ def pack(path: Path, pictures: Iterable[tuple[str, bytes]]) -> None:
             archive.writestr(entry, data)
 
 
+def keep_clear(folder: Path, setting: str, path: Path) -> None:
+    """Raises ValueError where `path`, which a setting names, is `folder` or lies in it, itself or what it links to."""
+    home = folder.resolve()
+    if any(place.resolve().is_relative_to(home) for place in (path, path.parent)):
+        raise ValueError(
+            f"{setting}: {path} must lie outside {folder}, where fetch deletes what it has not made itself: move it "
+            "elsewhere"
+        )
+
+
 def link(path: Path, target: Path) -> None:
-    """Makes `path` a symbolic link to the archive `target`, replacing what was there: gigabytes are not copied."""
+    """Makes `path` a symbolic link to the archive `target`, replacing what was there: gigabytes are not copied.
+
+    Raises ValueError where `target` lies in the folder of `path`: it would be replaced by a link to itself, or deleted.
+    """
+    keep_clear(path.parent, "archive", target)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.symlink_to(target.resolve(strict=True))

@@ -154,5 +154,5 @@ _line = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def ids_sha256(ids: Iterable[int]) -> str:
-    """A split's name that nobody can mistake: SHA-256 of its picture ids in order, one a line, as 64 hex digits."""
-    return hashlib.sha256("".join(f"{number}\n" for number in ids).encode()).hexdigest()
+    """A split's name that nobody can mistake: SHA-256 of its picture ids, sorted, in decimal, a line each."""
+    return hashlib.sha256("".join(f"{number}\n" for number in sorted(ids)).encode()).hexdigest()

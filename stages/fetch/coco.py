@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stages.fetch.archives import keep_only, link
+from stages.fetch.archives import keep_clear, keep_only, link
 from stages.fetch.captions import SPLITS, Picture, ids_sha256
 from stages.fetch.coco_files import PARTS, CocoError, CocoFiles
 from stages.fetch.settings import Coco
@@ -39,8 +39,13 @@ def fetch_coco(settings: Coco, data: Path) -> tuple[Splits, dict[str, Any]]:
     """Puts COCO's pictures into data/pictures; returns the pictures by split, in the order of ids, and what to report.
 
     What is small and doubtful comes first: annotations and splits are checked before any picture is fetched.
-    Raises CocoError, CaptionsError, DownloadError or RemoteError.
+    Raises CocoError, CaptionsError, DownloadError or RemoteError, and ValueError where a setting names files that lie
+    in data/pictures.
     """
+    for name in ("base_url", "karpathy", "images", "annotations"):
+        place = getattr(settings, name)
+        if place is not None and "://" not in place:
+            keep_clear(data / "pictures", f"fetch.{name}", named(place))
     files = CocoFiles(settings, named(str(data.parent / "downloads")))
     parts = {part: files.captions(part) for part in PARTS}
     report: dict[str, Any] = {"year": settings.year, "split": settings.split, "expect": settings.expect}

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from stages.fetch.archives import pack
 from stages.fetch.captions import Picture, check_name, read_captions
 from stages.fetch.download import alone, check, download, make_sure_of_room, memory, partial_path
-from stages.fetch.remote import Remote, RemoteError, shown
+from stages.fetch.remote import Remote, RemoteError
 from stages.fetch.remote_zip import RemoteZip
 from stages.fetch.settings import Coco
-from stages.files import fingerprint, named, whole
+from stages.files import fingerprint, named, shown, whole
 
 # Bytes (None: COCO does not say) and md5 of the files below base_url.
 OFFICIAL: dict[str, tuple[int | None, str]] = {

@@ -4,6 +4,7 @@
     train2017.zip.cced6f7f.partial    what has arrived, without a gap from the first byte on; named after its md5
     .train2017.zip.checked            size and time of the file whose md5 was taken, so that it is not read again
     .train2017.zip.lock               which process is at work on it
+    .caption_datasets.zip.from        where a file without an md5 came from: a hash of its address
 
 One connection begins. Where it is slow, several fetch a segment each; segments are hashed and written in their order,
 so that a partial file needs no list of what it holds. Killed, it goes on at the partial file's end, after reading that
@@ -31,7 +32,7 @@ import zc.lockfile  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from stages.fetch.remote import PIECE, SEGMENT, Patience, Remote, in_order
-from stages.files import read_json, write_json
+from stages.files import read_json, whole, write_json
 
 TRIAL = 32 << 20  # bytes that one connection brings first
 FAST = 200 << 20  # bytes a second; a connection that brings so many is left alone: hashing is hardly faster
@@ -54,12 +55,16 @@ def download(
 ) -> str:
     """Has the file at `url` lie at `path`, whole and right, and returns its md5. One that is there is only checked.
 
-    Without `md5`, the size that the server names is all there is to compare with. Raises DownloadError, or RemoteError
-    where the server does not deliver; what has arrived by then is kept for the next call.
+    Without `md5`, the size that the server names is all there is to compare with, and one from another address is
+    another file, which stays until this one has come. Raises DownloadError, or RemoteError where the server does not
+    deliver; what has arrived by then is kept for the next call.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    origin, expected = path.with_name(f".{path.name}.from"), _expected(url, md5)
     with alone(path):
-        if path.exists():
+        if path.exists() and md5 is None and not origin.exists():  # nobody knows: as if it came from here
+            _note(origin, expected)
+        if path.exists() and (md5 is not None or origin.read_text() == expected):
             return check(path, memory(path), md5, size)
         remote = Remote(url, patience)
         if size is not None and remote.size not in (None, size):
@@ -69,6 +74,9 @@ def download(
         for last in (False, True):
             found = _fetch(remote, partial, path.name, connections)
             if md5 in (None, found):
+                if md5 is None:
+                    path.unlink(missing_ok=True)  # first: whenever this is killed, no file is noted as another
+                    _note(origin, expected)
                 partial.replace(path)
                 _remember(path, memory(path), found)
                 return found
@@ -105,8 +113,17 @@ def memory(path: Path) -> Path:
 
 def partial_path(path: Path, url: str, md5: str | None) -> Path:
     """What has arrived of a file that will be `path`. Another md5 (without one, another url) is another file."""
-    expected = md5 or hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
-    return path.with_name(f"{path.name}.{expected[:8]}.partial")
+    return path.with_name(f"{path.name}.{_expected(url, md5)[:8]}.partial")
+
+
+def _expected(url: str, md5: str | None) -> str:
+    """What names the file wanted: its md5, or where nobody knows that, the md5 of its address."""
+    return md5 or hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
+
+
+def _note(origin: Path, expected: str) -> None:
+    with whole(origin) as partial:
+        partial.write_text(expected)
 
 
 def make_sure_of_room(folder: Path, missing: dict[str, int]) -> None:

@@ -1,7 +1,7 @@
 """Source `drawn`: scenes drawn and described by a seeded generator, so that the whole pipeline runs without a download.
 
 Picture number i depends on the seed and i alone: every tenth is for test, every tenth for val. Some pairs of colour and
-shape, one colour for every shape, never occur in train; a third of the pictures of val and test show such a pair, so
+shape, one colour for every shape, never occur in train; a quarter of the pictures of val and test show such a pair, so
 that a score on them says whether colours and shapes were learned apart or by heart. The report names both.
 """
 

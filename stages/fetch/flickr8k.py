@@ -10,15 +10,14 @@ Where there is no test list, val and test are the first and the second half of t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from stages.fetch.archives import keep_only, link, pack
+from stages.fetch.archives import keep_clear, keep_only, link, pack
 from stages.fetch.captions import CaptionsError, Picture, check_name, read_text
-from stages.fetch.pictures import PictureError, Pictures
+from stages.fetch.pictures import PictureError, Pictures, is_archive
 from stages.fetch.settings import Flickr8k
-from stages.fetch.usable import decodable, refuse
+from stages.fetch.usable import counted, decodable, refuse
 from stages.files import named
 
 TOKENS = "Flickr8k.token.txt"
@@ -31,11 +30,12 @@ def fetch_flickr8k(settings: Flickr8k, data: Path) -> tuple[dict[str, list[Pictu
 
     Every picture of a split is decoded once. Captions without a picture (the distributed set has five, of
     `2258277193_586949ec62.jpg.1`) and pictures without captions are reported; a picture of a split that is missing or
-    damaged is a PictureError beyond `allow_missing`.
+    damaged is a PictureError beyond `allow_missing`. A root in data/pictures is a ValueError.
     """
     root = named(settings.root)
     if not root.is_dir():
         raise ValueError(f"fetch.root = {settings.root!r}: {root} is not a folder; it must hold Flickr8k's files")
+    keep_clear(data / "pictures", "fetch.root", root)
     captions = read_tokens(_file(root, TOKENS))
     lists = read_lists(root)
     wanted = [name for names in lists.values() for name in names]
@@ -48,9 +48,9 @@ def fetch_flickr8k(settings: Flickr8k, data: Path) -> tuple[dict[str, list[Pictu
         usable = [name for name in listed if name in captions and members.get(name) in sizes]
         splits[split] = [_picture(members[name], sizes[members[name]], captions[name]) for name in usable]
     return splits, {
-        "captions_without_picture": _counted(name for name in captions if name not in members),
-        "pictures_without_captions": _counted(name for name in members.keys() | set(wanted) if name not in captions),
-        "captioned_pictures_in_no_list": _counted(captions.keys() & members.keys() - set(wanted)),
+        "captions_without_picture": counted(name for name in captions if name not in members),
+        "pictures_without_captions": counted(name for name in members.keys() | set(wanted) if name not in captions),
+        "captioned_pictures_in_no_list": counted(captions.keys() & members.keys() - set(wanted)),
         "left_out": {PurePosixPath(name).name: why for name, why in sorted(unusable.items())},
     }
 
@@ -102,14 +102,15 @@ def read_lists(root: Path) -> dict[str, list[str]]:
 
 def _archive(root: Path, folder: Path, wanted: set[str], allow_missing: int) -> dict[str, str]:
     """Has the pictures in one archive in `folder`; returns the member of every picture that is there, by its name."""
-    zips = sorted(root.glob("*.zip"))
-    zips = [path for path in zips if path.stem in FOLDERS] or zips  # the texts are distributed as a zip too
     unpacked = next((root / name for name in FOLDERS if (root / name).is_dir()), None)
+    zips = sorted(path for path in root.iterdir() if is_archive(path))
+    # One of another name may be the texts, which are distributed as a zip too.
+    zips = [path for path in zips if path.stem in FOLDERS] or ([] if unpacked else zips)
     if len(zips) == 1:
         members: dict[str, str] = {}
         for member in Pictures(zips[0]):
             path = PurePosixPath(member)
-            if path.suffix.lower() not in (".jpg", ".jpeg") or path.parts[0] == "__MACOSX":
+            if not _is_picture(path) or path.parts[0] == "__MACOSX":
                 continue
             if path.name in members:
                 raise PictureError(f"{zips[0]} holds {path.name} twice: as {members[path.name]} and as {member}")
@@ -125,12 +126,17 @@ def _archive(root: Path, folder: Path, wanted: set[str], allow_missing: int) -> 
         raise PictureError(
             f"{root} holds no pictures: give it Flickr8k_Dataset.zip, or a folder {' or '.join(FOLDERS)}"
         )
-    members = {path.name: f"{unpacked.name}/{path.name}" for path in sorted(unpacked.glob("*.jpg"))}
+    keep_clear(folder, "fetch.root", unpacked)
+    members = {path.name: f"{unpacked.name}/{path.name}" for path in sorted(unpacked.iterdir()) if _is_picture(path)}
     refuse(dict.fromkeys(sorted(wanted - members.keys()), "is not there"), allow_missing)
     inside = [(members[name], unpacked / name) for name in sorted(wanted & members.keys())]
     pack(folder / f"{unpacked.name}.zip", ((member, path.read_bytes()) for member, path in inside))
     keep_only(folder, [f"{unpacked.name}.zip"])
     return members
+
+
+def _is_picture(path: PurePath) -> bool:
+    return path.suffix.lower() in (".jpg", ".jpeg")
 
 
 def _file(root: Path, name: str) -> Path:
@@ -146,8 +152,3 @@ def _picture(member: str, size: tuple[int, int], captions: list[str]) -> Picture
     if number is None:
         raise CaptionsError(f"picture name {member} does not begin with Flickr's number and an underscore")
     return Picture(int(number[1]), member, *size, tuple(captions))
-
-
-def _counted(names: Iterable[str]) -> dict[str, Any]:
-    listed = sorted(names)
-    return {"count": len(listed), "names": listed}

@@ -14,16 +14,16 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.fetch.archives import keep_only, link, pack
+from stages.fetch.archives import keep_clear, keep_only, link, pack
 from stages.fetch.captions import SPLITS, CaptionsError, Picture, check_name, read_captions, read_text
-from stages.fetch.pictures import MAX_BYTES, PictureError, Pictures
+from stages.fetch.pictures import MAX_BYTES, PictureError, Pictures, is_archive
 from stages.fetch.settings import Folder
-from stages.fetch.usable import decodable, refuse
+from stages.fetch.usable import counted, decodable, refuse
 from stages.files import named
 
 ARCHIVE = "pictures.zip"
@@ -34,8 +34,10 @@ def fetch_folder(settings: Folder, data: Path) -> tuple[dict[str, list[Picture]]
     """Links or packs the pictures into data/pictures; returns them by split, and what to report.
 
     Raises CaptionsError where the captions file breaks a rule (with its line), PictureError where more than
-    `allow_missing` pictures are missing or damaged.
+    `allow_missing` pictures are missing or damaged, ValueError where pictures or captions lie in data/pictures.
     """
+    keep_clear(data / "pictures", "fetch.pictures", named(settings.pictures))
+    keep_clear(data / "pictures", "fetch.captions", named(settings.captions))
     entries = read_entries(named(settings.captions), settings.picture_column, settings.caption_column)
     captioned = [entry for entry in entries if entry.captions]
     members = _archive(named(settings.pictures), data / "pictures", captioned, settings.allow_missing)
@@ -49,7 +51,7 @@ def fetch_folder(settings: Folder, data: Path) -> tuple[dict[str, list[Picture]]
             splits[split].append(replace(entry, file_name=member, width=width, height=height))
     uncaptioned = members.keys() | {entry.file_name for entry in entries}
     return splits, {
-        "pictures_without_captions": _counted(uncaptioned - {entry.file_name for entry in captioned}),
+        "pictures_without_captions": counted(uncaptioned - {entry.file_name for entry in captioned}),
         "left_out": dict(sorted(unusable.items())),
     }
 
@@ -116,7 +118,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _archive(pictures: Path, folder: Path, entries: list[Picture], allow_missing: int) -> dict[str, str]:
     """Has the pictures in one archive in `folder`; returns the member of every picture that is there, by its name."""
-    if pictures.suffix == ".zip" and pictures.is_file():
+    if is_archive(pictures) and pictures.is_file():
         names = [name for name in Pictures(pictures) if _is_picture(name)]
         tops = {name.partition("/")[0] if "/" in name else "" for name in names}
         top = f"{tops.pop()}/" if len(tops) == 1 else ""  # a zip of a folder: captions may leave its name out
@@ -130,10 +132,14 @@ def _archive(pictures: Path, folder: Path, entries: list[Picture], allow_missing
         raise PictureError(f"fetch.pictures: {pictures} is neither a folder nor a zip archive")
     found = (path.relative_to(pictures).as_posix() for path in sorted(pictures.rglob("*")) if path.is_file())
     members = {name: name for name in found if _is_picture(name)}
-    missing = {entry.file_name: "is not there" for entry in entries if entry.file_name not in members}
-    for name in members:
-        size = (pictures / name).stat().st_size
-        if size > MAX_BYTES:
+    if folder.resolve().is_relative_to(pictures.resolve()):
+        for name in members:
+            keep_clear(folder, "fetch.pictures", pictures / name)
+    missing = {}
+    for name in (entry.file_name for entry in entries):
+        if name not in members:
+            missing[name] = "is not there"
+        elif (size := (pictures / name).stat().st_size) > MAX_BYTES:
             missing[name] = f"has {size:,} bytes, more than the {MAX_BYTES:,} allowed"
     refuse(missing, allow_missing)
     wanted = sorted(entry.file_name for entry in entries if entry.file_name not in missing)
@@ -145,8 +151,3 @@ def _archive(pictures: Path, folder: Path, entries: list[Picture], allow_missing
 def _is_picture(name: str) -> bool:
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and path.parts[0] != "__MACOSX" and not path.name.startswith(".")
-
-
-def _counted(names: Iterable[str]) -> dict[str, Any]:
-    listed = sorted(names)
-    return {"count": len(listed), "names": listed}

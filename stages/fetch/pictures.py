@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-MAX_PIXELS = 178_956_970  # what Pillow itself refuses: half a gigabyte as RGB
+MAX_PIXELS = 178_956_970  # what Pillow itself refuses: 0.7 GB as Pillow keeps them
 MAX_BYTES = 256 << 20  # of one archive member: far beyond any photograph, small enough to hold in memory
 
 # No format that starts another program (EPS) or that nobody photographs in: fewer decoders, fewer holes.
@@ -45,6 +45,11 @@ class PictureError(ValueError):
     """A picture that is not there, is damaged, or is larger than allowed; the message says which and why."""
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file's name says that it is a zip archive, in small letters or capitals."""
+    return path.suffix.lower() == ".zip"
+
+
 class _Member(NamedTuple):
     archive: int  # place in Pictures.archives
     header: int  # byte at which its local header begins; -1 where the archive is an unpacked folder
@@ -64,8 +69,8 @@ class Pictures:
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
-        here = [path] if path.suffix == ".zip" else sorted(path.glob("*"))
-        self.archives = [archive for archive in here if archive.suffix == ".zip" or archive.is_dir()]
+        here = [path] if is_archive(path) else sorted(path.glob("*"))
+        self.archives = [archive for archive in here if is_archive(archive) or archive.is_dir()]
         if not self.archives:
             raise PictureError(f"{path} holds no zip archive of pictures: run `dvc repro fetch`")
         self._members: dict[str, _Member] = {}

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from functools import partial
 from queue import Queue
 from typing import NamedTuple, Protocol, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import fsspec  # type: ignore[import-untyped]
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
+
+from stages.files import shown
 
 PIECE = 1 << 20  # bytes handed on at once, at most
 SEGMENT = 8 << 20  # bytes asked for at once, where several connections share a file: a second's worth for each of them
@@ -276,12 +278,6 @@ def in_order(jobs: Iterable[Callable[[], Iterable[T]]], threads: int) -> Iterato
 
 class _End(NamedTuple):
     error: BaseException | None
-
-
-def shown(url: str) -> str:
-    """An address as it may be printed: without user, password and query, where keys are kept."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _reason(error: BaseException) -> str:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import base64
 import io
-from contextlib import suppress
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from stages.fetch.pictures import FORMATS, PictureError, decode
 
 MAX_BYTES = 32 << 20  # of one picture's file
-MAX_PIXELS = 64_000_000  # of one picture: more than phones take, 200 MB as RGB
+MAX_PIXELS = 64_000_000  # of one picture: more than phones take. Decoding takes up to 1 GB, of a WebP up to 1.5
 MAX_SCANS = 100  # of one JPEG: cameras write 1, progressive ones about 10
+SENDABLE = tuple(name for name in FORMATS if name != "PPM")  # Python itself decodes some PPM, 32 MB in 20 s
 
 
 def from_base64(text: str) -> bytes:
@@ -39,9 +39,13 @@ def decode_sent(data: bytes, at_least: int) -> Image.Image:
     if not data:
         raise PictureError("is empty")
     check_bytes(len(data))
-    width = height = 0
-    with suppress(Exception), Image.open(io.BytesIO(data), formats=FORMATS) as header:  # decode says what is wrong
-        width, height = header.size
+    try:
+        with Image.open(io.BytesIO(data), formats=SENDABLE) as header:
+            width, height = header.size
+    except UnidentifiedImageError as error:
+        raise PictureError(f"is in none of the formats {', '.join(SENDABLE)}") from error
+    except Exception:  # decode says what is wrong
+        width = height = 0
     if width * height > MAX_PIXELS:
         raise PictureError(f"has {width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} allowed")
     # A scan of nothing takes a few bytes and as long as any other: 32 MB of them would take hours. Within a scan 0xff

@@ -3,7 +3,7 @@ before anything is built on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -50,6 +50,12 @@ def refuse(unusable: dict[str, str], allow_missing: int) -> None:
             f"{count} missing or damaged, and fetch.allow_missing is {allow_missing:,}: put right what is named here, "
             f"or set it to {len(unusable)} to leave that out\n" + "\n".join(named + more)
         )
+
+
+def counted(names: Iterable[str]) -> dict[str, Any]:
+    """Pictures as fetch reports them: how many, and which."""
+    listed = sorted(names)
+    return {"count": len(listed), "names": listed}
 
 
 def _size(pictures: Pictures, name: str) -> tuple[int, int] | str:

@@ -163,6 +163,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         "description": "too many requests wait",
         "headers": {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}},
     },
+    500: {"model": Refusal, "description": "a mistake of the server's own, which its log tells"},
     503: {"model": Refusal, "description": "no captions in time, or the server is closing"},
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -184,7 +185,7 @@ def make_app(
     metrics = Metrics()
     desk = Desk(shelf.load, together, metrics.batch)
     metrics.watch(lambda: desk.waiting)
-    decoders = ThreadPoolExecutor(2, "decoder")  # so few bound the memory: one picture may be 200 MB as RGB
+    decoders = ThreadPoolExecutor(2, "decoder")  # so few bound the memory: fetch/sent.py says what a picture takes
     inside = 0
 
     @asynccontextmanager
@@ -209,7 +210,7 @@ def make_app(
     async def docs() -> str:
         return written[1]
 
-    @app.get("/health", tags=["watch"], responses={503: {"model": Health, "description": "it cannot caption any more"}})
+    @app.get("/health", tags=["watch"], responses={503: {"model": Refusal, "description": "it cannot caption"}})
     async def health() -> Health:
         """Whether the server can caption."""
         if not desk.alive:
@@ -285,6 +286,7 @@ def make_app(
                 pixels, box = await found
         except PictureError as error:
             raise HTTPException(400, f"the picture {error}") from error
+        del data  # up to 32 MB in each of the requests that wait
         drawn = options.top_p > 0  # then a beam is captions drawn, one unless more are asked for
         beam = max(options.n, options.beam or (1 if drawn else choice.metadata["decoding"]["beam"]))
         chance: dict[str, Any] = {}
@@ -412,13 +414,12 @@ async def granted(request: Request, desk: Desk, pixels: Tensor, wish: Wish) -> A
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
             raise HTTPException(400, "the client has gone")
-        return waiting.result()
-    except asyncio.CancelledError:
         if waiting.cancelled():
-            raise HTTPException(503, "the server is closing") from None
-        raise
-    except ValueError as error:
-        raise HTTPException(503, f"the model {wish.model} cannot be used: the server's log says why") from error
+            raise HTTPException(503, "the server is closing")
+        if error := waiting.exception():
+            status = 503 if isinstance(error, ValueError) else 500
+            raise HTTPException(status, f"the model {wish.model} cannot be used: the server's log says why") from error
+        return waiting.result()
     finally:
         waiting.cancel()
         gone.cancel()

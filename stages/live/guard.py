@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
@@ -32,7 +33,8 @@ NOTHING = "default-src 'none'; frame-ancestors 'none'"  # the policy of what is 
 
 
 class Guard:
-    """Checks Host and Origin, and gives every answer the headers that keep browsers strict.
+    """Checks Host and Origin, and gives every answer the headers that keep browsers strict. A mistake of the
+    application is answered too, and told on stderr.
 
     `policies` are the Content-Security-Policies of pages by path; `seen` hears of every answer: scope, status, seconds.
     """
@@ -53,7 +55,7 @@ class Guard:
             return
         began = monotonic()
         headers = Headers(scope=scope)
-        whole = False  # whether the request has come to its end
+        whole = started = False  # whether the request has come to its end, and whether its answer has begun
 
         async def hear() -> Message:
             nonlocal whole
@@ -62,6 +64,7 @@ class Guard:
             return message
 
         async def answer(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
                 # A client that is told 100 only when its body is wanted sends none; a slow one has had its time.
                 if message["status"] >= 400 and message["status"] != 408 and not whole and "expect" not in headers:
@@ -69,6 +72,7 @@ class Guard:
                 answered = MutableHeaders(scope=message)
                 answered.update({**HEADERS, "Content-Security-Policy": self.policies.get(scope["path"], NOTHING)})
                 self.seen(scope, message["status"], monotonic() - began)
+                started = True
             await send(message)
 
         host, origin = headers.get("host", ""), headers.get("origin")
@@ -79,7 +83,14 @@ class Guard:
             refusal = JSONResponse({"error": f"pages of {origin[:200]!r} may not ask this server"}, 403)
             await refusal(scope, hear, answer)
         else:
-            await self.app(scope, hear, answer)
+            try:
+                await self.app(scope, hear, answer)
+            except Exception:
+                if started:  # the server prints it, and cuts what has begun
+                    raise
+                traceback.print_exc()
+                refusal = JSONResponse({"error": "the server made a mistake: its log says which"}, 500)
+                await refusal(scope, hear, answer)
 
     def ours(self, host: str) -> bool:
         """Whether a Host header, `name`, `name:port` or `[address]:port`, names this server."""

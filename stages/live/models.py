@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,16 @@ def around(files: Sequence[Path], folder: Path) -> list[Choice]:
             found.append(beside(path))
         except ArtifactError as error:
             print(f"left out: {error}", file=sys.stderr)
-    database = Path(tracking.uri().removeprefix("sqlite:///"))
-    if database.exists() or not tracking.uri().startswith("sqlite:///"):  # looking into an absent store would make one
+    try:
+        uris = champions()
+    except tracking.StoreError as error:
+        print(f"the registry's champions are left out: {error}", file=sys.stderr)
+        return found
+    for uri in uris:
         try:
-            found += (fetched(uri, folder) for uri in champions())
-        except (tracking.StoreError, ArtifactError) as error:
-            print(f"the registry's champions are left out: {error}", file=sys.stderr)
+            found.append(fetched(uri, folder))
+        except ValueError as error:  # a shared registry has models of others, too
+            print(f"{uri} is left out: {error}", file=sys.stderr)
     return found
 
 
@@ -115,12 +119,12 @@ def beside(path: Path) -> Choice:
     return Choice.of(name, path, card=card.read_text(encoding="utf-8") if card.is_file() else "")
 
 
-def champions() -> Iterator[str]:
-    """All champions of the registry, as models:/NAME@champion. Raises StoreError."""
-    with tracking.problems():
-        for model in tracking.store().search_registered_models():
-            if "champion" in model.aliases:
-                yield f"{URI}{model.name}@champion"
+def champions() -> list[str]:
+    """All champions of the registry, as models:/NAME@champion; none where there is no store. Raises StoreError."""
+    if tracking.absent():
+        return []
+    models = tracking.every(tracking.store().search_registered_models)
+    return [f"{URI}{model.name}@champion" for model in models if "champion" in model.aliases]
 
 
 def fetched(uri: str, folder: Path) -> Choice:

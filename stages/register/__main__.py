@@ -58,9 +58,11 @@ class Model:
 
 def main() -> None:
     options = parser().parse_args()
+    if options.because and not options.demote:
+        raise ValueError("--because says why a champion is demoted: add --demote, or leave it out")
     profile, settings = params.read("register")
     if options.demote:
-        demote(settings, options.because)
+        demote(settings, options.because or "no reason given")
     else:
         register(profile, settings)
 
@@ -69,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line; DVC uses none of it."""
     found = argparse.ArgumentParser("python -m stages.register", description="Registers the trained model in MLflow.")
     found.add_argument("--demote", action="store_true", help="take `champion` from its version, for good")
-    found.add_argument("--because", metavar="TEXT", default="no reason given", help="why, for the history")
+    found.add_argument("--because", metavar="TEXT", help="why it is demoted, for the history")
     return found
 
 
@@ -103,7 +105,7 @@ def register(profile: str, settings: Settings) -> None:
             "clauses": verdict.clauses,
         },
     )
-    print(f"{verdict.sentence}\nIt is {version.name} of {settings.model} in {tracking.uri()}")
+    print(f"{verdict.sentence}\nIt is {version.name} of {settings.model} in {tracking.place()}")
 
 
 def read(profile: str) -> Model:
@@ -129,7 +131,9 @@ def read(profile: str) -> Model:
 def add(registry: Registry, record: tracking.Run, model: Model) -> Version:
     """Packs the model and makes it a version."""
     commit = provenance.commit()
-    card = write_card(registry.model, model.profile, model.source, model.metadata, model.metrics, commit)
+    card = write_card(
+        registry.model, model.profile, model.source, model.metadata, model.metrics, commit, registered=True
+    )
     tags = {
         "weights_sha256": model.weights,
         "file_sha256": sha256(model.captioner),

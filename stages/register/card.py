@@ -9,19 +9,28 @@ from stages.evaluate.scorecard import ROWS, markdown
 
 
 def write_card(
-    model: str, profile: str, source: str, metadata: Mapping[str, Any], metrics: Mapping[str, Any], commit: str
+    model: str,
+    profile: str,
+    source: str,
+    metadata: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    commit: str,
+    *,
+    registered: bool,
 ) -> str:
-    """The card of the captioner with `metadata` (its artifact's) and the score cards `metrics`, by split."""
+    """The card of the captioner with `metadata` (its artifact's) and the score cards `metrics`, by split; `registered`
+    says whether it is a version of the registry, whose chain can be checked."""
     encoder, shape = metadata["encoder"], metadata["shape"]
+    tuned = "its last layers tuned" if "tuned_sha256" in encoder else "frozen"
+    chain = f"\n`python -m stages.lineage {model}/VERSION` checks the chain back to the data." if registered else ""
     decoder = ", ".join(f"{key} {value}" for key, value in shape.items())
     return f"""# {model}
 
-Describes photographs in one English sentence. Encoder {encoder["encoder"]} (frozen, weights {encoder["weights"]}); \
+Describes photographs in one English sentence. Encoder {encoder["encoder"]} ({tuned}, weights {encoder["weights"]}); \
 {decoder}; {len(metadata["vocabulary"]):,} words.
 
 Made by profile `{profile}` (pictures: {source}) from commit `{commit or "none"}`; sha256 of the weights:
-`{metadata["weights_sha256"]}`.
-`python -m stages.lineage {model}/VERSION` checks the chain back to the data.
+`{metadata["weights_sha256"]}`.{chain}
 
 Meant for drafts of descriptions, search, research. Not meant for descriptions that somebody relies on without seeing
 the picture, or that judge or identify people. It names only what its training captions name, and repeats their habits

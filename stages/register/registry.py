@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,7 @@ class Registry:
 
     def find(self, weights_sha256: str) -> Version | None:
         """The version with these weights, the oldest where there are several."""
-        with tracking.problems():
-            found = self._client.search_model_versions(f"name = '{self.model}'", max_results=10_000)
+        found = tracking.every(partial(self._client.search_model_versions, f"name = '{self.model}'"))
         same = [self._version(each) for each in found if each.tags.get("weights_sha256") == weights_sha256]
         return min(same, key=lambda version: version.number, default=None)
 

@@ -95,6 +95,13 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
     judged = [picture for picture in judged if picture.id in seen]
     judge = Judge({picture.id: picture.captions for picture in judged})
 
+    encoder = {
+        key: features.index[key] for key in ("encoder", "weights", "weights_sha256", "precision", "preprocessing")
+    }
+    frozen, blocks = load_encoder(encoder, {}, device) if settings.finetune.epochs else None, settings.finetune.blocks
+    if frozen:
+        frozen.upper(blocks)  # what cannot be tuned is told now, not when the decoder has been trained
+
     def begin(decoder: Decoder, objective: Objective, plan: Plan, part: str) -> Training:
         return Training(
             decoder,
@@ -154,11 +161,7 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
             return training.train(score, log)
 
         best = go_on(resumed)
-        encoder = {
-            key: features.index[key] for key in ("encoder", "weights", "weights_sha256", "precision", "preprocessing")
-        }
-        if settings.finetune.epochs:
-            frozen, blocks = load_encoder(encoder, {}, device), settings.finetune.blocks
+        if frozen:
             best = Tuned(best, frozen.upper(blocks).cpu(), frozen.dtype, settings.finetune.encoder_share)
             archives = Pictures(data / "pictures")
             for split in source:
@@ -219,11 +222,11 @@ def remember(decoder: Decoder, source: Source, examples: Examples) -> Memory:
 
 
 def code() -> list[Path]:
-    """The files whose edit could change what is trained: a saved run must not go on under other rules."""
+    """The files whose edit could change what is trained: a saved run must not go on under other rules. All that
+    dvc.yaml names for this stage are among them, but for what keeps the record."""
     stages = Path(__file__).parent.parent
-    return sorted(
-        path for folder in ("features", "vocab", "train", "scorers") for path in (stages / folder).glob("*.py")
-    )
+    learned_from = ("fetch/captions.py", "fetch/pictures.py", "features/*.py", "vocab/vocabulary.py")
+    return sorted(path for some in (*learned_from, "scorers/*.py", "train/*.py") for path in stages.glob(some))
 
 
 def write_training(path: Path, rows: list[Row]) -> None:

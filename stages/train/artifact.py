@@ -5,7 +5,7 @@
     metadata    key `captioner`, JSON: shape of the decoder, vocabulary, encoder (name, weights, hash, hash of what was
                 tuned), preprocessing, default decoding, hash of the weights
 
-No pickle: a captioner from a stranger can be opened.
+No pickle, and no address is asked that only it names: a captioner from a stranger can be opened.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from stages.features.device import choose_dtype
-from stages.features.encoders import ENCODERS, Encoder, hash_weights
-from stages.files import whole
+from stages.features.encoders import ENCODERS, Encoder, hash_weights, kept
+from stages.files import shown, whole
 from stages.train.decoders import Decoder, Shape, build
 from stages.train.decoding import Decoding
 from stages.train.memory import Consensus, Memory
@@ -150,11 +150,18 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 def load_encoder(named: Mapping[str, Any], tuned: Mapping[str, Tensor], device: torch.device) -> Encoder:
     """The encoder that an artifact or features name, with the very weights that they were made with, and those tuned
-    since. Raises ArtifactError where this version or this machine has other ones."""
+    since. An address that only they know is not asked: it may be a stranger's. Raises ArtifactError where this version
+    or this machine has other weights, or none."""
     if named["encoder"] not in ENCODERS:
         raise ArtifactError(f"encoder {named['encoder']!r} is not known: this version has {', '.join(ENCODERS)}")
+    kind, weights = ENCODERS[named["encoder"]], named["weights"]
+    if "://" in weights and weights not in kind.published().values() and not kept(weights).is_file():
+        raise ArtifactError(
+            f"the weights of {kind.name} are not here, and {shown(weights)}, where they are said to be, is no address "
+            f"that this version knows: if you trust it, download the file to {kept(weights)}"
+        )
     dtype = choose_dtype("auto" if named["precision"] == "bfloat16" else "float32", device)
-    encoder = ENCODERS[named["encoder"]](named["weights"], dtype).to(device)
+    encoder = kind(weights, dtype).to(device)
     if encoder.weights_sha256 != named["weights_sha256"]:
         raise ArtifactError(
             f"the weights {named['weights']} of {named['encoder']} here have hash {encoder.weights_sha256[:12]}, the "

@@ -79,7 +79,8 @@ class Words(NamedTuple):
 
 
 def pack_words(captions: Sequence[Sequence[int]], owner: Sequence[int]) -> Words:
-    """Packs captions that begin with <start> and end with <end>. `owner[i]` is the picture of captions[i]."""
+    """Packs captions that begin with <start>: each word but the last is read, each but the first predicted, <end> too
+    where a caption has come to it. `owner[i]` is the picture of captions[i]."""
     order = sorted(range(len(captions)), key=lambda i: -len(captions[i]))  # stable, so that the order is defined
     lengths = torch.tensor([len(captions[i]) - 1 for i in order])
     padded = nn.utils.rnn.pad_sequence([torch.tensor(captions[i]) for i in order])  # (T + 1, B)
@@ -238,8 +239,8 @@ class Attend(Decoder):
     The sum is a residual connection (1609.08144, section 3.1): without it words are learned through two LSTMs, and
     after 200 steps on Flickr8k the loss is 0.3 higher. The first LSTM there also reads h2_{t-1}; without that no step
     of one LSTM waits for the other, and attention runs once over all words of a batch instead of inside the time loop.
-    It has several heads (1706.03762, section 3.2.2), one per 64 dimensions. Keys and values are made once per picture
-    and shared by its captions.
+    It has several heads (1706.03762, section 3.2.2), one per 64 dimensions, or as many fewer as divide them. Keys and
+    values are made once per picture and shared by its captions.
     """
 
     name = "attend"
@@ -247,7 +248,8 @@ class Attend(Decoder):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
-        self.heads = max(1, shape.hidden // 64)
+        most = max(1, shape.hidden // 64)
+        self.heads = next(heads for heads in range(most, 0, -1) if shape.hidden % heads == 0)
         self.image = nn.Linear(shape.channels, shape.embedding)
         self.regions = nn.Linear(shape.channels, shape.hidden)
         self.keys = nn.Linear(shape.hidden, shape.hidden)

@@ -189,14 +189,14 @@ def nucleus(
     (P, V) added where it is given."""
     captions, device = decoding.beam, contexts[0][0].device
     drawn = [np.random.default_rng([decoding.seed, n]).random((captions, decoding.max_words + 1)) for n in numbers]
-    chances = torch.tensor(np.stack(drawn), device=device)
+    chances = torch.tensor(np.stack(drawn))  # drawn on the CPU: not every device has float64
     states = [decoder.start(context, captions) for decoder, context in zip(decoders, contexts, strict=True)]
-    written = torch.full((len(numbers), captions, 1), START, device=device)
-    scores = torch.zeros(len(numbers), captions, device=device)
+    written = torch.full((len(numbers), captions, 1), START)
+    scores = torch.zeros(len(numbers), captions)
     ended = torch.zeros_like(scores, dtype=torch.bool)
     while not ended.all():
         chance = chances[:, :, written.shape[-1] - 1, None]
-        log_probabilities = vote(decoders, written[:, :, -1], states, contexts, guide)
+        log_probabilities = vote(decoders, written[:, :, -1].to(device), states, contexts, guide).cpu()
         forbid(log_probabilities, written, decoding, bad_endings)
         likely = (log_probabilities.double() / decoding.temperature).softmax(-1)
         likely, words = likely.sort(dim=-1, descending=True, stable=True)

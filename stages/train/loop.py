@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -156,13 +156,16 @@ class Training:
         if self.checkpoint is None or not self.checkpoint.is_file():
             return None
         state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        return state if state["fingerprint"] == self.fingerprint else None
+        if state["fingerprint"] == self.fingerprint:
+            return state
+        print(f"{self.checkpoint} is of other data, settings or code: training begins anew", flush=True)
+        return None
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
     def train(self, score: Score, log: Callable[[Row, float, bool], None]) -> Decoder:
-        """Trains until the epochs are over or val has not become better for `patience` of them; returns the best, or,
-        if the plan says so, the last.
+        """Trains until the epochs are over or val has not become better for `patience` of them, and returns the best;
+        if the plan keeps the last, trains all epochs and returns that.
 
         After each epoch `score` judges the decoder, on rank 0 alone; `log` gets (row, captions per second, whether it
         is the best yet).
@@ -184,6 +187,8 @@ class Training:
                 self.rows.append(row)
                 self.save()
                 log(row, speed, kept)
+                if self.ranks.sum(stop())[0]:
+                    self.stopped()
         best = copy.deepcopy(self.decoder).cpu()
         best.load_state_dict(self.best)
         return best.eval()
@@ -209,7 +214,8 @@ class Training:
             disable=None if self.ranks.rank == 0 else True,
         )
         saved = time.monotonic()
-        rate = 0.0
+        # Of the last step that was taken: none may be left where a run goes on that was killed while it was scored.
+        rate = self.rate(progress.epoch * self.steps_per_epoch + progress.step - 1) if progress.step else 0.0
         for number in range(progress.step, len(batches)):
             if self.check:
                 self.check()
@@ -228,9 +234,7 @@ class Training:
             if stopping:
                 self.save()
                 bar.close()
-                if self.ranks.rank == 0:
-                    print("stopped and saved: `dvc repro` goes on from here", flush=True)
-                raise Stopped
+                self.stopped()
             if due:
                 self.save()
                 saved = time.monotonic()
@@ -240,6 +244,12 @@ class Training:
             self.objective.column: round(progress.total / progress.weight, 6),
             "learning_rate": round(rate, 9),
         }
+
+    def stopped(self) -> NoReturn:
+        """Ends the run, which is saved, because the user asked."""
+        if self.ranks.rank == 0:
+            print("stopped and saved: `dvc repro` goes on from here", flush=True)
+        raise Stopped
 
     def one_step(self, batch: Batch, rate: float) -> tuple[float, int]:
         """Forward, backward, optimiser; returns the mean of what the objective reports, and its weight.

@@ -95,8 +95,9 @@ class CrossEntropy(Objective):
         label_smoothing: float = 0.0,
         own_words: float = 0.0,
     ) -> None:
-        """A batch has `captions` captions, at most `captions_per_picture` of a picture; of the words that are read, the
-        share `own_words` is what the decoder itself would have said."""
+        """A batch has at most `captions` captions, and at most `captions_per_picture` of a picture: where five are
+        taken in twos the fifth comes alone, in batches half as large. Of the words that are read, the share `own_words`
+        is what the decoder itself would have said."""
         super().__init__(examples, source, device, dtype)
         self.together, self.pictures = captions_per_picture, max(1, captions // captions_per_picture)
         self.label_smoothing, self.own_words = label_smoothing, own_words

@@ -27,7 +27,7 @@ def main() -> None:
     report = {
         "size": len(vocabulary.words),  # with the four specials
         "min_count": settings.min_count,
-        "coverage": 1 - unknown_share(vocabulary, said["train"]),  # of the words said in train
+        "coverage": 1 - unknown_share(vocabulary.ids, said["train"]),  # of the words said in train
         "splits": {split: unknown(vocabulary, said[split]) for split in SPLITS},
     }
     write_json(reports / "vocab.json", report)
@@ -47,7 +47,7 @@ def unknown(vocabulary: Vocabulary, said: Said) -> dict[str, Any]:
         "words_said": said.words.total(),
         "different_words": len(said.words),
         "unknown_different_words": sum(word not in vocabulary.ids for word in said.words),
-        "unknown_share": unknown_share(vocabulary, said),
+        "unknown_share": unknown_share(vocabulary.ids, said),
     }
 
 

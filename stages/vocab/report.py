@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -180,7 +180,7 @@ def _summary(
     numbers = [
         (split, f"{len(pictures[split]):,}", f"pictures, {said[split].lengths.total():,} captions") for split in SPLITS
     ]
-    coverage = 100 * (1 - unknown_share(vocabulary, said["train"]))
+    coverage = 100 * (1 - unknown_share(vocabulary.ids, said["train"]))
     numbers.append(("vocabulary", f"{len(vocabulary.words):,}", f"words, {coverage:.2f} % of what is said in train"))
     words = sum(length * count for each in said.values() for length, count in each.lengths.items())
     numbers.append(
@@ -194,9 +194,9 @@ def _summary(
     return f"<section aria-label='In numbers'>{page.tiles(numbers)}</section>"
 
 
-def unknown_share(vocabulary: Vocabulary, said: Said) -> float:
-    """The share of what is said that the vocabulary does not know."""
-    return sum(count for word, count in said.words.items() if word not in vocabulary.ids) / said.words.total()
+def unknown_share(known: Container[str], said: Said) -> float:
+    """The share of what is said that is none of the words `known`; 0 where captions have no word, as `...` has none."""
+    return sum(count for word, count in said.words.items() if word not in known) / max(1, said.words.total())
 
 
 def _leaks(pictures: Mapping[str, Sequence[Picture]], found: Found) -> list[list[str]]:
@@ -245,7 +245,7 @@ def _splits(pictures: Mapping[str, Sequence[Picture]], said: Mapping[str, Said],
                 span,
                 f"{own.words.total() / own.lengths.total():.2f}",
                 f"{len(own.words):,}",
-                f"{100 * unknown_share(vocabulary, own):.2f} %",
+                f"{100 * unknown_share(vocabulary.ids, own):.2f} %",
             )
         )
     head = ("split", "pictures", "captions", "captions a picture", "words a caption", "different words", "unknown")
@@ -290,10 +290,7 @@ def _vocabulary(said: Mapping[str, Said], vocabulary: Vocabulary, min_count: int
     rows = []
     for least in sorted({1, 2, 3, 4, 5, 8, 10, 20, min_count}):
         kept = {word for word, count in train.words.items() if count >= least}
-        shares = (
-            sum(count for word, count in said[split].words.items() if word not in kept) / said[split].words.total()
-            for split in SPLITS
-        )
+        shares = (unknown_share(kept, said[split]) for split in SPLITS)
         name = f"{least}, as chosen" if least == min_count else str(least)
         rows.append((name, f"{len(kept) + len(SPECIALS):,}", *(f"{100 * share:.2f} %" for share in shares)))
     strange = Counter[str]()
@@ -356,7 +353,7 @@ def _duplicates(pictures: Mapping[str, Sequence[Picture]], found: Found | None) 
     total, looked_at = sum(map(len, pictures.values())), sum(found.looked_at.values())
     among = ", ".join(f"{found.looked_at[split]:,} of {len(pictures[split]):,} {split}" for split in SPLITS)
     scope = (
-        f"Compared by their bytes ({HASHED}): {'all' if found.everywhere else 'the same'} {total:,} pictures. "
+        f"Compared by their bytes ({HASHED}): all {total:,} pictures. "
         if found.everywhere
         else f"Compared by their bytes ({HASHED}): the {looked_at:,} pictures that were decoded. "
     )
