@@ -40,8 +40,8 @@ def main() -> None:
 
 def command() -> None:
     """Parses the command line, captions, and exits with 1 when a picture could not be captioned."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):  # a file's name need not be UTF-8: it is shown as it came
-        if isinstance(stream, io.TextIOWrapper):
+    for stream in (sys.stdin, sys.stdout):  # a file's name need not be UTF-8: it is shown as it came
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="surrogateescape")
     options = arguments()
     if options.serve:
@@ -58,12 +58,12 @@ def command() -> None:
 
     from stages.evaluate.captioner import Captioner  # seconds of imports, after the command line is known to be right
 
-    shows = options.show and not options.json and can_show()
+    shows = options.show and can_show()
     with tempfile.TemporaryDirectory() as folder:
         captioner = Captioner.load(*files(models, Path(folder)), device=options.device)
     failed = 0
     waiting = iter(paths)
-    while batch := list(islice(waiting, options.batch)):
+    while batch := list(islice(waiting, options.batch or 16)):
         read: list[tuple[Path, Image.Image]] = []
         for path in batch:
             try:
@@ -72,7 +72,9 @@ def command() -> None:
                 failed += 1
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else error
                 print(f"{path}: {reason}", file=sys.stderr)
-        captions = captioner.caption([picture for _, picture in read], options.beam, options.n, **decoding(options))
+        captions = captioner.caption(
+            [picture for _, picture in read], options.beam, options.n or 1, **decoding(options)
+        )
         for (path, picture), best in zip(read, captions, strict=True):
             if shows:
                 show(picture)
@@ -84,7 +86,8 @@ def command() -> None:
                     "captions": shown,
                     "models": [str(model) for model in models],
                 }
-                print(json.dumps(record, ensure_ascii=False), flush=True)
+                plain = str(path).isprintable()  # and so UTF-8
+                print(json.dumps(record, ensure_ascii=not plain), flush=True)
             else:
                 for caption in best:
                     print(f"{path}: {caption.text}" if len(paths) > 1 else caption.text, flush=True)
@@ -96,12 +99,14 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, or these words. What would be ignored is refused."""
     known = parser()
     found = known.parse_args(words)
-    given = {name for name, value in vars(found).items() if value != known.get_default(name)}
+    given = {name for name, value in vars(found).items() if not (value is None or value is False or value == [])}
     for wanted, fit in (("sample", given & DRAWING), ("serve", given & PAGE)):
         if fit and wanted not in given:
             known.error(f"--{min(fit).replace('_', '-')} goes with --{wanted}")
     if found.serve and (left := given - PAGE - {"serve", "model", "device", "pictures"}):
         known.error(f"--{min(left).replace('_', '-')} does not go with --serve: its page asks for what is wanted")
+    if found.json and found.show:
+        known.error("--show does not go with --json, which is for programs")
     return found
 
 
@@ -133,30 +138,32 @@ def parser() -> argparse.ArgumentParser:
         help="a captioner.safetensors, or models:/NAME@champion; several vote",
     )
     found.add_argument("--beam", type=positive, metavar="N", help="captions kept while decoding (default: the model's)")
-    found.add_argument("--n", type=positive, default=1, metavar="N", help="captions shown of each picture")
+    found.add_argument("--n", type=positive, metavar="N", help="captions shown of each picture (default: 1)")
     found.add_argument("--sample", action="store_true", help="draw words by chance instead of searching the likeliest")
-    found.add_argument("--top-p", type=share, default=0.9, metavar="P", help="... from the likeliest that hold P of it")
     found.add_argument(
-        "--temperature", type=above_0, default=1.0, metavar="T", help="... above 1 more daring, below less"
+        "--top-p", type=share, metavar="P", help="... from the likeliest that hold P of it (default: 0.9)"
     )
-    found.add_argument("--seed", type=whole, default=1, metavar="N", help="... another one draws others")
+    found.add_argument(
+        "--temperature", type=above_0, metavar="T", help="... above 1 more daring, below less (default: 1)"
+    )
+    found.add_argument("--seed", type=whole, metavar="N", help="... another one draws others (default: 1)")
     found.add_argument("--block-trigrams", action="store_true", default=None, help="no three words twice in a caption")
     found.add_argument("--block-endings", action="store_true", default=None, help="no caption ends with a, the, of ...")
-    found.add_argument("--batch", type=positive, default=16, metavar="N", help="pictures captioned together")
+    found.add_argument("--batch", type=positive, metavar="N", help="pictures captioned together (default: 16)")
     found.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     found.add_argument("--json", action="store_true", help="one JSON object a picture")
     found.add_argument("--show", action="store_true", help="show pictures where the terminal can")
     page = found.add_argument_group("the live page")
     page.add_argument("--serve", action="store_true", help="serve a page and an API; every --model is one to choose")
-    page.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: this machine only, 127.0.0.1")
-    page.add_argument("--port", type=int, default=PORT, metavar="N", help=f"default: {PORT}; 0 is any free one")
+    page.add_argument("--host", metavar="ADDRESS", help="default: this machine only, 127.0.0.1")
+    page.add_argument("--port", type=int, metavar="N", help=f"default: {PORT}; 0 is any free one")
     page.add_argument("--name", action="append", default=[], metavar="HOST", help="a host name to be asked under")
     return found
 
 
 def decoding(options: argparse.Namespace) -> dict[str, Any]:
     """What the command line says about decoding otherwise than the model; None is as the model says."""
-    drawn = {"top_p": options.top_p, "temperature": options.temperature, "seed": options.seed}
+    drawn = {"top_p": options.top_p or 0.9, "temperature": options.temperature, "seed": options.seed}
     kept = {"block_trigrams": options.block_trigrams, "block_endings": options.block_endings}
     return kept | (drawn if options.sample else {})
 
@@ -204,12 +211,13 @@ def serve(options: argparse.Namespace) -> None:
         raise ValueError(f"--serve takes pictures from its page, not {options.pictures[0]!r}: leave it out")
     from stages.live import models, server
 
+    port = PORT if options.port is None else options.port
     with tempfile.TemporaryDirectory() as folder:
         if options.model:
             found = models.named(options.model, Path(folder))
         else:
             found = models.around(find_models(), Path(folder))
-        server.serve(models.Shelf(found, options.device), options.host, options.port, options.name)
+        server.serve(models.Shelf(found, options.device), options.host or "127.0.0.1", port, options.name)
 
 
 def positive(text: str) -> int:

@@ -94,5 +94,8 @@ def named(path: str) -> Path:
 
 def shown(url: str) -> str:
     """An address as it may be printed: without user, password and query, where keys are kept."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address at all
+        return url.rpartition("@")[2]
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -105,7 +105,7 @@ def first_published(record: Mapping[str, Any], weights: str, same: str, terms: s
         f"{PUBLISHED} `{weights}` of run `{record['run_id']}`; {same}. The scores above are of the published file.\n\n"
         f"Settings of the run:\n\n{settled}\n"
     )
-    return Made(record["tags"].get("commit", ""), f"{DATA}{terms}", training)
+    return Made(record["tags"].get("commit", ""), f"{DATA}{' '.join(terms.split())}", training)
 
 
 def published_before(path: Path) -> Made:

@@ -89,7 +89,8 @@ def train(work: Path, profile: str, row: str, seed: int) -> None:
     folder = place(work, row, seed)
     settled, mirrored = settings(profile, row, seed)
     if (folder / "minutes").exists():
-        if (folder / "params.yaml").read_text(encoding="utf-8") != settled:
+        file = folder / "params.yaml"
+        if not file.exists() or learned(file.read_text(encoding="utf-8"), profile) != learned(settled, profile):
             raise ValueError(f"{folder} was trained with other settings than params.yaml has now: take another WORK")
         return
     (folder / "models" / profile).mkdir(parents=True, exist_ok=True)
@@ -102,8 +103,9 @@ def train(work: Path, profile: str, row: str, seed: int) -> None:
         command = [sys.executable, "-m", "stages.train"]
         subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, check=True)
     if row == "self-critical":
-        first_part(folder / "models" / profile, place(work, "attend", seed), began)
-        (place(work, "attend", seed) / "params.yaml").write_text(settings(profile, "attend", seed)[0], encoding="utf-8")
+        first_part(
+            folder / "models" / profile, place(work, "attend", seed), settings(profile, "attend", seed)[0], began
+        )
     done(folder, time.time() - began)
 
 
@@ -119,6 +121,11 @@ def settings(profile: str, row: str, seed: int) -> tuple[str, bool | None]:
             section = section[name]
         section[last] = value
     return yaml.safe_dump(document, sort_keys=False), mirrored
+
+
+def learned(text: str, profile: str) -> dict[str, Any]:
+    """Of a params.yaml what training depends on."""
+    return {stage: yaml.safe_load(text)[profile][stage] for stage in ("fetch", "vocab", "features", "train")}
 
 
 def done(folder: Path, seconds: float) -> None:
@@ -141,7 +148,7 @@ def link(data: Path, there: Path, mirrored: bool | None) -> None:
         write_json(there / "features" / "index.json", index | {"mirror": mirrored})
 
 
-def first_part(models: Path, folder: Path, began: float) -> None:
+def first_part(models: Path, folder: Path, settled: str, began: float) -> None:
     """What a self-critical training began with is what cross-entropy alone ends with: it is not trained twice."""
     if (folder / "minutes").exists():
         return
@@ -151,6 +158,7 @@ def first_part(models: Path, folder: Path, began: float) -> None:
     decoder.load_state_dict(torch.load(checkpoint, weights_only=True)["best"])
     there = folder / "models" / models.name
     there.mkdir(parents=True, exist_ok=True)
+    (folder / "params.yaml").write_text(settled, encoding="utf-8")
     dataclasses.replace(last, decoder=decoder).save(there / "captioner.safetensors")
     done(folder, checkpoint.stat().st_mtime - began)
 
@@ -251,6 +259,14 @@ def table(work: Path, profile: str, wanted: Sequence[str], name: str, **decoded:
             print(f"| {' | '.join([row, *numbers, over, before if over else '', minutes])} |", flush=True)
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE as a setting of decoding."""
+    key, equals, value = text.partition("=")
+    if not equals or key not in Decoding.__dataclass_fields__:
+        raise argparse.ArgumentTypeError(f"{text} is not one of {', '.join(Decoding.__dataclass_fields__)} = a value")
+    return key, yaml.safe_load(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "table"))
@@ -260,12 +276,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="table: decoded otherwise")
+    parser.add_argument("--set", nargs="+", default=[], type=setting, metavar="KEY=VALUE", help="table: decoded so")
     options = parser.parse_args()
     set_threads(1)
     if options.what == "table":
-        decoded = {key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in options.set)}
-        table(options.work, options.profile, options.rows, options.split, **decoded)
+        table(options.work, options.profile, options.rows, options.split, **dict(options.set))
         return
     with ThreadPoolExecutor(options.jobs) as pool:
         # Self-critical training brings its first part along.

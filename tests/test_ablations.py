@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,20 @@ def test_what_is_done_is_not_done_again(root: Path, monkeypatch: pytest.MonkeyPa
     with fresh(root):
         train(Path("work"), "tiny", "self-critical", 2)
         train(Path("work"), "tiny", "attend", 2)
-        document = yaml.safe_load(Path("params.yaml").read_text())
+
+
+def test_rows_of_other_settings_are_refused(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "root")
+    document = yaml.safe_load((root / "params.yaml").read_text())
+    with fresh(tmp_path / "root"):
+        document["tiny"]["evaluate"]["resamples"] = 7  # no setting of training
+        Path("params.yaml").write_text(yaml.safe_dump(document))
+        train(Path("work"), "tiny", "attend", 2)
         document["tiny"]["train"]["hidden"] = 24
         Path("params.yaml").write_text(yaml.safe_dump(document))
-        with pytest.raises(ValueError, match=r"attend-2 was trained with other settings .*: take another WORK"):
-            train(Path("work"), "tiny", "attend", 2)
-        document["tiny"]["train"]["hidden"] = 16
-        Path("params.yaml").write_text(yaml.safe_dump(document))
+        for row in ("attend", "self-critical"):
+            with pytest.raises(ValueError, match=rf"{row}-2 was trained with other settings .*: take another WORK"):
+                train(Path("work"), "tiny", row, 2)
 
 
 def test_the_table_says_what_coco_caption_says(

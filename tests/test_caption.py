@@ -125,7 +125,9 @@ def test_what_is_drawn_depends_on_picture_and_seed_only(place: Path) -> None:
         (("empty*.png",), "no picture in empty"),
         (("pictures/notes.txt",), "pictures/notes.txt: is in none of the formats JPEG, PNG"),
         (("--top-p", "0.5", "pictures/a.png"), "--top-p goes with --sample"),
-        (("--port", "8000", "pictures/a.png"), "--port goes with --serve"),
+        (("--seed", "1", "pictures/a.png"), "--seed goes with --sample"),
+        (("--port", "0", "pictures/a.png"), "--port goes with --serve"),
+        (("--json", "--show", "pictures/a.png"), "--show does not go with --json"),
         (("--serve", "--n", "3", "--beam", "2"), "--beam does not go with --serve: its page asks for what is wanted"),
     ],
 )
@@ -191,6 +193,8 @@ def test_a_name_that_is_no_utf_8_is_captioned_like_any_other(place: Path) -> Non
     done = subprocess.run([CAPTION, "odd", "-"], cwd=place, input=odd, env=strict, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [line.partition(b": ")[0] for line in done.stdout.splitlines()] == [odd, odd]
+    as_json = subprocess.run([CAPTION, "--json", "odd"], cwd=place, env=strict, capture_output=True, check=True)
+    assert os.fsencode(json.loads(as_json.stdout.decode("utf-8"))["picture"]) == odd
 
 
 def test_without_model_it_takes_the_best_that_is_there(

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,6 +29,7 @@ from tiny import environment, make_project
 from stages import release
 from stages.evaluate import figures
 from stages.evaluate.__main__ import arguments
+from stages.features.preprocessing import Preprocessing
 from stages.fetch.captions import read_captions
 from stages.scorers.ptb import tokenize
 from stages.train.artifact import Artifact, read_metadata
@@ -121,7 +123,7 @@ def test_attention_is_drawn_where_the_weights_are() -> None:
     weights = np.zeros((1, 16), np.float32)
     weights[0, 0] = 1
     drawn = io.BytesIO()
-    figures.attention(Image.new("RGB", (64, 64), "white"), ["dog"], weights).savefig(drawn, dpi=100)
+    figures.attention(Image.new("RGB", (64, 64), "white"), ["dog"], weights, (0, 0, 64, 64)).savefig(drawn, dpi=100)
     pixels = np.asarray(Image.open(drawn).convert("L")).astype(float)
     dark = np.argwhere(pixels < 80)
     top, left = dark.min(0)
@@ -136,7 +138,9 @@ def test_where_the_middle_is_seen_attention_is_drawn_there() -> None:
     weights = np.zeros((1, 16), np.float32)
     weights[0, 0] = 1
     drawn = io.BytesIO()
-    figure = figures.attention(Image.new("RGB", (192, 64), "white"), [" "], weights, cropped=True)
+    figure = figures.attention(
+        Image.new("RGB", (192, 64), "white"), [" "], weights, Preprocessing(64, "crop").box(192, 64)
+    )
     figure.savefig(drawn, dpi=100)
     pixels = np.asarray(Image.open(drawn).convert("L")).astype(float)
     dark = np.argwhere(pixels < 80)
@@ -154,7 +158,9 @@ def test_where_the_middle_is_seen_attention_is_drawn_there() -> None:
 def test_prices_in_captions_are_no_mathematics() -> None:
     said = "two $1 bills # a $5 and {0}^"
     figures.sheet([Image.new("RGB", (8, 8))], [said], [said]).savefig(io.BytesIO())
-    figures.attention(Image.new("RGB", (8, 8)), said.split(), np.ones((7, 4), np.float32)).savefig(io.BytesIO())
+    figures.attention(Image.new("RGB", (8, 8)), said.split(), np.ones((7, 4), np.float32), (0, 0, 8, 8)).savefig(
+        io.BytesIO()
+    )
 
 
 def test_other_peoples_captions_get_the_same_card(evaluated: Path, tmp_path: Path) -> None:
@@ -245,23 +251,24 @@ def test_a_release_is_half_as_large_and_measured_itself(evaluated: Path) -> None
     (evaluated / "params.yaml").write_text(params)
 
 
-def test_what_is_published_stays_where_another_cannot_be(
-    evaluated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_published_stays_where_another_cannot_be(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too large, or with no card that says how it was made."""
     folder = evaluated / "models/pretrained"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(evaluated / "models/tiny/captioner.safetensors", folder / "mine.safetensors")
+    (folder / "mine.md").write_text("mine")
+    (evaluated / "reports/tiny/fetch.json").write_text('{"source": "folder"}')
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert before
     monkeypatch.chdir(evaluated)
     monkeypatch.setattr("stages.release.LARGEST", 1000)
-    monkeypatch.setattr("sys.argv", ["release", "tiny_one", "--terms", "free"])
-    with pytest.raises(ValueError, match=r"tiny_one.safetensors would have .* bytes, more than 1,000: train a smaller"):
-        release.main()
-    (folder / "tiny_one.md").write_text("mine")
-    monkeypatch.setattr("sys.argv", ["release", "tiny_one", "--remember"])
-    with pytest.raises(ValueError, match=r"tiny_one.md does not say how tiny_one was made: publish it first, without"):
-        release.main()
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before | {"tiny_one.md": b"mine"}
+    for words, sentence in (
+        (("--terms", "free"), r"mine.safetensors would have .* bytes, more than 1,000: train a smaller one"),
+        (("--remember",), r"mine.md does not say how mine was made: publish it first, without --remember"),
+    ):
+        monkeypatch.setattr("sys.argv", ["release", "mine", *words])
+        with pytest.raises(ValueError, match=sentence):
+            release.main()
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_picture_without_features_is_an_error_never_left_out(evaluated: Path) -> None:

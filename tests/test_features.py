@@ -292,6 +292,7 @@ def begun(folder: Path, made_from: str, value: int) -> Draft:
         each.done["train"] = [number]
         each.save()
     draft.close_arrays()
+    (draft.folder / ".journal_0.json.99.partial").touch()  # of a killed process
     return draft
 
 

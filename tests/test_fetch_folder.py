@@ -177,7 +177,6 @@ def test_a_captioned_picture_that_is_too_large_is_an_error(home: Path) -> None:
         ("pictures", "data/mine/pictures"),
         ("pictures", "data/mine/pictures/walk"),
         ("pictures", "data/mine/pictures/all.zip"),
-        ("pictures", "data/mine"),
         ("pictures", "link"),
         ("captions", "data/mine/pictures/captions.csv"),
     ],
@@ -195,6 +194,23 @@ def test_what_lies_where_fetch_deletes_is_refused_and_stays(home: Path, setting:
     with pytest.raises(ValueError, match=message):
         fetch(home, **{setting: place})
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("place", ["data/mine", "links", "pictures"])
+def test_fetch_deletes_nothing_that_it_has_not_made(home: Path, place: str) -> None:
+    """Pictures in a folder above, linked to from elsewhere, or of no concern at all."""
+    folder = home / "data/mine/pictures"
+    shutil.copytree(home / "pictures", folder)
+    (home / "links").mkdir()
+    for name in NAMES:
+        (home / "links" / name).parent.mkdir(exist_ok=True)
+        (home / "links" / name).symlink_to(folder / name)
+    if place == "data/mine":
+        write_csv(home, [(f"pictures/{name}", caption) for name, caption in ROWS])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"data/mine/pictures/\S+ is nothing that fetch has made.*: move it"):
+        fetch(home, pictures=place)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"GIF89a"])

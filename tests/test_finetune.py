@@ -251,6 +251,16 @@ def test_a_captioner_of_another_size_is_shown_the_pictures_themselves(
         caption([other], {"test": pictures}, features, None, **asked)
 
 
+def test_before_finetuning_begins_it_learns_as_it_would_without(drawn: Path, tuned: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(drawn, root)
+    set_train(root, **TUNING | {"finetune": FINETUNE | {"epochs": 0}})
+    work(root, "train")
+    rows = [(path / "reports/tiny/training.csv").read_text().splitlines() for path in (root, tuned)]
+    assert len(rows[0]) == 5
+    assert rows[1][:5] == rows[0]
+
+
 def test_what_cannot_be_tuned_is_told_before_anything_is_trained(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,11 +275,12 @@ def test_what_cannot_be_tuned_is_told_before_anything_is_trained(
 def test_pictures_that_do_not_fit_into_memory_are_told_before_they_are_encoded(
     drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.train.finetune.psutil.virtual_memory", lambda: SimpleNamespace(available=1_000))
+    monkeypatch.setattr("stages.train.finetune.psutil.virtual_memory", lambda: SimpleNamespace(available=20_000))
     features, archives = Features(drawn / "data/tiny/features"), Pictures(drawn / "data/tiny/pictures")
     pictures = read_captions(drawn / "data/tiny/captions_train.json")
     source = Source(features, "train", grid=True, mirror=True)
-    sentence = f"train: {len(pictures)} pictures of 3 x 4 x 4 numbers need 0.0 GB of memory, 0.0 GB are free: take"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    sentence = f"train: {len(pictures)} pictures of 96 numbers need 0.0 GB of memory in 3 processes, 0.0 GB are free"
     with pytest.raises(ValueError, match=sentence):
         keep(
             lambda pixels: [pixels[:, :, :4, :4].float()],

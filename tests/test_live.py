@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import http.client
 import io
 import json
@@ -25,7 +26,6 @@ import zlib
 from collections.abc import Iterator, MutableMapping
 from concurrent.futures import CancelledError
 from concurrent.futures import wait as wait_for
-from contextlib import suppress
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -829,9 +829,12 @@ def test_ctrl_c_answers_who_waits_and_ends_without_a_word(server: Server) -> Non
     assert connection.sock.recv(100).startswith(b"HTTP/1.1 100"), "the application waits for the picture"
     process.send_signal(signal.SIGINT)
     host, port = netloc.split(":")
-    with suppress(ConnectionRefusedError):  # until nobody else is let in
-        while True:
-            socket.create_connection((host, int(port)), timeout=60).close()
+    for _ in range(800):  # until nobody else is let in
+        with socket.socket() as other:
+            if refused := other.connect_ex((host, int(port))) == errno.ECONNREFUSED:
+                break
+        time.sleep(0.01)
+    assert refused
     connection.send(PNG)
     assert connection.getresponse().status == 200
     connection.close()

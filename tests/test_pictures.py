@@ -116,7 +116,7 @@ def test_a_link_replaces_what_was_there_and_strangers_are_removed(folder: Path, 
     linked = tmp_path / "linked"
     pack(linked / "x.zip", [("old.jpg", b"old")])
     pack(linked / "stray.zip", [("stray.jpg", b"")])
-    link(linked / "x.zip", folder / "2.zip")
+    link(linked / "x.zip", folder / "2.zip", "fetch.pictures")
     keep_only(linked, ["x.zip"])
     assert list(Pictures(linked)) == ["b.jpg"]
     assert (linked / "x.zip").readlink().is_absolute()
@@ -125,8 +125,10 @@ def test_a_link_replaces_what_was_there_and_strangers_are_removed(folder: Path, 
 @pytest.mark.parametrize("path", ["1.zip", "another.zip"])
 def test_an_archive_is_not_replaced_by_a_link_to_itself(folder: Path, path: str) -> None:
     before = (folder / "1.zip").read_bytes()
-    with pytest.raises(ValueError, match=r"archive: .*1\.zip must lie outside .*, where fetch deletes what it has not"):
-        link(folder / path, folder / "1.zip")
+    with pytest.raises(
+        ValueError, match=r"fetch\.pictures: .*1\.zip must lie outside .*, where fetch deletes what it has not"
+    ):
+        link(folder / path, folder / "1.zip", "fetch.pictures")
     assert sorted(entry.name for entry in folder.iterdir()) == ["1.zip", "2.zip"]
     assert (folder / "1.zip").read_bytes() == before
 

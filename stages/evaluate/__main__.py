@@ -31,6 +31,7 @@ from stages.evaluate.measure import attention, hypotheses, judge, per_word, rows
 from stages.evaluate.results import read_results, write_results
 from stages.evaluate.settings import Settings
 from stages.features.device import choose_device
+from stages.features.preprocessing import Preprocessing
 from stages.features.store import Features
 from stages.fetch.captions import Picture, read_captions
 from stages.fetch.pictures import Pictures, decode
@@ -107,8 +108,8 @@ def main() -> None:
         record.figure(figures.sheet(images, spoken, [picture.captions[0] for picture in shown]), "captions.png")
         for picture, image, words in list(zip(shown, images, spoken, strict=True))[:ATTENDED]:
             if picture.id in looked:
-                cropped = artifacts[0].encoder["preprocessing"]["resize"] == "crop"
-                figure = figures.attention(image, words.split(), looked[picture.id], cropped=cropped)
+                box = Preprocessing(**artifacts[0].encoder["preprocessing"]).box(*image.size)
+                figure = figures.attention(image, words.split(), looked[picture.id], box)
                 record.figure(figure, f"attention/{picture.id}.png")
         with tempfile.TemporaryDirectory() as folder:  # MLflow names an artifact like its file
             (Path(folder) / "gallery.html").write_text(next(pages), encoding="utf-8")

@@ -50,26 +50,25 @@ def sheet(pictures: Sequence[Image.Image], captions: Sequence[str], people: Sequ
 
 
 def attention(
-    picture: Image.Image, words: Sequence[str], weights: NDArray[np.float32], *, cropped: bool = False
+    picture: Image.Image, words: Sequence[str], weights: NDArray[np.float32], box: tuple[int, int, int, int]
 ) -> Figure:
     """The picture once per word, brighter where the decoder looked; weights (T, R), R = side x side regions in rows, of
-    the whole picture, or, `cropped`, of the square in its middle."""
+    the part that it sees: left, top, right, bottom of `box` in pixels."""
     columns = 6
     rows = math.ceil(len(words) / columns)
     side = math.isqrt(weights.shape[1])
     figure = Figure(figsize=(WIDTH, 2.2 * rows), layout="constrained")
     pixels = np.asarray(picture)
     height, width = pixels.shape[:2]
-    w, h = (min(width, height),) * 2 if cropped else (width, height)
-    x, y = (width - w) // 2, (height - h) // 2
-    box = (x, x + w, y + h, y)
+    left, top, right, bottom = box
+    seen = (left, right, bottom, top)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, word, weight in zip(figure.axes, words, weights, strict=False):
         axes.imshow(pixels // 5, extent=(0, width, height, 0))  # what is not seen at all stays dark
-        axes.imshow(pixels[y : y + h, x : x + w], extent=box)
+        axes.imshow(pixels[top:bottom, left:right], extent=seen)
         shade = 1 - weight.reshape(side, side) / weight.max()  # of regions, laid over what is seen
-        axes.imshow(np.zeros((side, side)), cmap="gray", alpha=0.8 * shade, extent=box, interpolation="bilinear")
+        axes.imshow(np.zeros((side, side)), cmap="gray", alpha=0.8 * shade, extent=seen, interpolation="bilinear")
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_title(word, fontsize=10, parse_math=False)
     return figure

@@ -87,7 +87,7 @@ def hypotheses(
 
 
 def sees_alike(one: Artifact, other: Artifact) -> bool:
-    """Whether what one captioner sees of a picture serves the other, so that no picture is encoded twice."""
+    """Whether what one captioner sees of a picture serves the other: then the pictures are encoded once for both."""
     return (one.encoder, one.decoder.grid) == (other.encoder, other.decoder.grid)
 
 

@@ -42,5 +42,5 @@ def conflicts(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if block["evaluate"].neighbours and not block["train"].neighbours:
         yield (
             f"evaluate.neighbours = {block['evaluate'].neighbours}",
-            "asks a captioner that remembers no training pictures: set train.neighbours above 0",
+            "asks a captioner that remembers nothing: set train.neighbours above 0, or this to null",
         )

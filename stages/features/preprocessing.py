@@ -27,18 +27,20 @@ class Preprocessing:
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """An RGB picture of any size -> (3, S, S) uint8. Bicubic, antialiased; nothing happens at the right size."""
-        width, height = picture.size
-        if self.resize == "crop":
-            side = min(width, height)
-            left, top = (width - side) // 2, (height - side) // 2
-            box = (left, top, left + side, top + side)
-        else:
-            box = (0, 0, width, height)
+        box = self.box(*picture.size)
         if (box[2] - box[0], box[3] - box[1]) != (self.size, self.size):
             picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-        elif box != (0, 0, width, height):
+        elif box != (0, 0, *picture.size):
             picture = picture.crop(box)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """The part of a picture that is seen, in its pixels: left, top, right, bottom."""
+        if self.resize != "crop":
+            return (0, 0, width, height)
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return (left, top, left + side, top + side)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -149,7 +149,8 @@ def settle(folder: Path, made_from: str) -> None:
     """Notes what features that have just got their name were made from; only then can their journals go."""
     with whole(made_from_file(folder)) as partial:
         partial.write_text(made_from)
-    for path in [*folder.glob("journal_*.json"), *folder.glob(".*.partial")]:  # these of killed processes
+    # What killed processes left goes first: a journal says that there is something to be settled.
+    for path in [*folder.glob(".*.partial"), *folder.glob("journal_*.json")]:
         path.unlink()
 
 

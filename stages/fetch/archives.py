@@ -32,12 +32,13 @@ def keep_clear(folder: Path, setting: str, path: Path) -> None:
         )
 
 
-def link(path: Path, target: Path) -> None:
+def link(path: Path, target: Path, setting: str) -> None:
     """Makes `path` a symbolic link to the archive `target`, replacing what was there: gigabytes are not copied.
 
-    Raises ValueError where `target` lies in the folder of `path`: it would be replaced by a link to itself, or deleted.
+    Raises ValueError where `target`, which a setting names, lies in the folder of `path`: it would be replaced by a
+    link to itself, or deleted.
     """
-    keep_clear(path.parent, "archive", target)
+    keep_clear(path.parent, setting, target)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.symlink_to(target.resolve(strict=True))
@@ -45,8 +46,15 @@ def link(path: Path, target: Path) -> None:
 
 
 def keep_only(folder: Path, names: Iterable[str]) -> None:
-    """Removes files of an earlier source or a broken run: whatever archive lies in the folder counts as pictures."""
-    keep = set(names)
-    for path in folder.iterdir():
-        if path.name not in keep:
-            path.unlink()
+    """Removes files of an earlier source or a broken run: whatever archive lies in the folder counts as pictures.
+
+    Raises ValueError, and removes nothing, where one is none that fetch makes: it may be somebody's only copy.
+    """
+    others = [path for path in folder.iterdir() if path.name not in set(names)]
+    for path in others:
+        if not (path.is_symlink() or path.suffix in (".zip", ".txt") or path.name.startswith(".")):
+            raise ValueError(
+                f"{path} is nothing that fetch has made, and {folder} holds nothing else: move it elsewhere"
+            )
+    for path in others:
+        path.unlink()

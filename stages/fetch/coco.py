@@ -44,8 +44,9 @@ def fetch_coco(settings: Coco, data: Path) -> tuple[Splits, dict[str, Any]]:
     """
     for name in ("base_url", "karpathy", "images", "annotations"):
         place = getattr(settings, name)
-        if place is not None and "://" not in place:
-            keep_clear(data / "pictures", f"fetch.{name}", named(place))
+        local = (place or "").removeprefix("file://")
+        if local and "://" not in local:
+            keep_clear(data / "pictures", f"fetch.{name}", named(local))
     files = CocoFiles(settings, named(str(data.parent / "downloads")))
     parts = {part: files.captions(part) for part in PARTS}
     report: dict[str, Any] = {"year": settings.year, "split": settings.split, "expect": settings.expect}
@@ -77,7 +78,7 @@ def _place(files: CocoFiles, names: dict[str, list[str]], settings: Coco, folder
     if settings.limit is None:
         archives = files.archives(names)
         for archive in archives:
-            link(folder / archive.name, archive)
+            link(folder / archive.name, archive, "fetch.images")
         after = {archive.name for archive in archives} | _witness(folder, archives, names)
     else:
         after = {f"coco{settings.year}_{settings.limit}.zip"}

@@ -115,7 +115,7 @@ def _archive(root: Path, folder: Path, wanted: set[str], allow_missing: int) -> 
             if path.name in members:
                 raise PictureError(f"{zips[0]} holds {path.name} twice: as {members[path.name]} and as {member}")
             members[path.name] = member
-        link(folder / zips[0].name, zips[0])
+        link(folder / zips[0].name, zips[0], "fetch.root")
         keep_only(folder, [zips[0].name])
         return members
     if unpacked is None and zips:
@@ -126,7 +126,6 @@ def _archive(root: Path, folder: Path, wanted: set[str], allow_missing: int) -> 
         raise PictureError(
             f"{root} holds no pictures: give it Flickr8k_Dataset.zip, or a folder {' or '.join(FOLDERS)}"
         )
-    keep_clear(folder, "fetch.root", unpacked)
     members = {path.name: f"{unpacked.name}/{path.name}" for path in sorted(unpacked.iterdir()) if _is_picture(path)}
     refuse(dict.fromkeys(sorted(wanted - members.keys()), "is not there"), allow_missing)
     inside = [(members[name], unpacked / name) for name in sorted(wanted & members.keys())]

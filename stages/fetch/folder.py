@@ -122,7 +122,7 @@ def _archive(pictures: Path, folder: Path, entries: list[Picture], allow_missing
         names = [name for name in Pictures(pictures) if _is_picture(name)]
         tops = {name.partition("/")[0] if "/" in name else "" for name in names}
         top = f"{tops.pop()}/" if len(tops) == 1 else ""  # a zip of a folder: captions may leave its name out
-        link(folder / pictures.name, pictures)
+        link(folder / pictures.name, pictures, "fetch.pictures")
         keep_only(folder, [pictures.name])
         as_they_are = {name: name for name in names}
         if any(entry.file_name in as_they_are for entry in entries):
@@ -132,9 +132,6 @@ def _archive(pictures: Path, folder: Path, entries: list[Picture], allow_missing
         raise PictureError(f"fetch.pictures: {pictures} is neither a folder nor a zip archive")
     found = (path.relative_to(pictures).as_posix() for path in sorted(pictures.rglob("*")) if path.is_file())
     members = {name: name for name in found if _is_picture(name)}
-    if folder.resolve().is_relative_to(pictures.resolve()):
-        for name in members:
-            keep_clear(folder, "fetch.pictures", pictures / name)
     missing = {}
     for name in (entry.file_name for entry in entries):
         if name not in members:

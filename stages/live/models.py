@@ -41,10 +41,8 @@ class Choice:
 
     def box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a picture that the captioner sees: left, top, right, bottom, as shares of its sides."""
-        if self.preprocessing.resize != "crop":
-            return (0, 0, 1, 1)
-        x, y = ((1 - min(width, height) / side) / 2 for side in (width, height))
-        return (x, y, 1 - x, 1 - y)
+        left, top, right, bottom = self.preprocessing.box(width, height)
+        return (left / width, top / height, right / width, bottom / height)
 
     @property
     def attends(self) -> bool:

@@ -66,6 +66,12 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
     decoding = Decoding(**settings.decoding())
     # By which epochs are chosen: what is remembered is made at the end.
     plain = decoding.but(neighbours=0, candidates=0)
+    encoder = {
+        key: features.index[key] for key in ("encoder", "weights", "weights_sha256", "precision", "preprocessing")
+    }
+    # Now, so that what cannot be tuned is told before anything is trained; and before a random number is drawn.
+    frozen, blocks = load_encoder(encoder, {}, device) if settings.finetune.epochs else None, settings.finetune.blocks
+    upper = frozen.upper(blocks).cpu() if frozen else None
     torch.manual_seed(settings.seed)
     shape = Shape(
         settings.decoder,
@@ -94,13 +100,6 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
     seen = features.rows("val")
     judged = [picture for picture in judged if picture.id in seen]
     judge = Judge({picture.id: picture.captions for picture in judged})
-
-    encoder = {
-        key: features.index[key] for key in ("encoder", "weights", "weights_sha256", "precision", "preprocessing")
-    }
-    frozen, blocks = load_encoder(encoder, {}, device) if settings.finetune.epochs else None, settings.finetune.blocks
-    if frozen:
-        frozen.upper(blocks)  # what cannot be tuned is told now, not when the decoder has been trained
 
     def begin(decoder: Decoder, objective: Objective, plan: Plan, part: str) -> Training:
         return Training(
@@ -161,8 +160,8 @@ def train(profile: str, settings: Settings, ranks: Ranks) -> None:
             return training.train(score, log)
 
         best = go_on(resumed)
-        if frozen:
-            best = Tuned(best, frozen.upper(blocks).cpu(), frozen.dtype, settings.finetune.encoder_share)
+        if frozen and upper:
+            best = Tuned(best, upper, frozen.dtype, settings.finetune.encoder_share)
             archives = Pictures(data / "pictures")
             for split in source:
                 known = features.rows(split)
@@ -223,7 +222,7 @@ def remember(decoder: Decoder, source: Source, examples: Examples) -> Memory:
 
 def code() -> list[Path]:
     """The files whose edit could change what is trained: a saved run must not go on under other rules. All that
-    dvc.yaml names for this stage are among them, but for what keeps the record."""
+    dvc.yaml names for this stage are among them, but for the trunk."""
     stages = Path(__file__).parent.parent
     learned_from = ("fetch/captions.py", "fetch/pictures.py", "features/*.py", "vocab/vocabulary.py")
     return sorted(path for some in (*learned_from, "scorers/*.py", "train/*.py") for path in stages.glob(some))

@@ -11,6 +11,7 @@ decoder alone. BatchNorm is folded into convolutions, as for features, so its st
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -65,7 +66,7 @@ def keep(
 
     Raises ValueError where a picture cannot be read, a value is too large for float16, or all of it for the memory.
     """
-    index = source.features.index
+    total = len(source.features.index["splits"][source.split])
     rows = source.features.rows(source.split)
     loader = DataLoader(
         Pixels(archives, pictures, preprocessing),
@@ -81,35 +82,35 @@ def keep(
         if failed := [f"{picture.file_name}: {reason}" for picture, reason in zip(own, reasons, strict=True) if reason]:
             raise ValueError(f"{source.split} picture {failed[0]}: mend it, or run `dvc repro features`")
         for mirrored in (False, True) if source.mirror else (False,):
-            for number, seen in enumerate(see((pixels.flip(-1) if mirrored else pixels).to(device))):
-                half = seen.half()
+            seen = [each.half() for each in see((pixels.flip(-1) if mirrored else pixels).to(device))]
+            if not views:
+                numbers = (2 if source.mirror else 1) * sum(math.prod(each.shape[1:]) for each in seen)
+                check_memory(source.split, total, numbers)
+                views = [{} for _ in seen]
+            for view, half in zip(views, seen, strict=True):
                 if not half.isfinite().all():
                     raise ValueError(
                         f"{source.split} pictures {done} to {done + len(own)} exceed float16 in the encoder"
                     )
-                if number == len(views):
-                    views.append({})
-                if mirrored not in views[number]:
-                    shape = (len(index["splits"][source.split]), *half.shape[1:])
-                    if not mirrored:
-                        check_memory(shape, 2 if source.mirror else 1, source.split)
-                    views[number][mirrored] = np.zeros(shape, np.float16)
-                views[number][mirrored][[rows[picture.id] for picture in own]] = half.cpu().numpy()
+                if mirrored not in view:
+                    view[mirrored] = np.zeros((total, *half.shape[1:]), np.float16)
+                view[mirrored][[rows[picture.id] for picture in own]] = half.cpu().numpy()
         done += len(own)
         bar.update(len(own))
     bar.close()
     return Kept(source.features, source.split, source.grid, source.mirror, views)
 
 
-def check_memory(shape: Sequence[int], copies: int, split: str) -> None:
-    """Raises ValueError where float16 arrays of that shape do not fit into the memory that is free: a process that
-    takes more is killed without a word, hours later."""
-    needed, free = 2 * copies * math.prod(shape), psutil.virtual_memory().available
+def check_memory(split: str, pictures: int, numbers: int) -> None:
+    """Raises ValueError where so many float16 numbers of each picture do not fit into the memory that is free, in every
+    process of this machine: one that takes more is killed without a word, hours later."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's word
+    needed, free = 2 * pictures * numbers * processes, psutil.virtual_memory().available
     if needed > free:
         raise ValueError(
-            f"{split}: {shape[0]:,} pictures of {' x '.join(map(str, shape[1:]))} numbers need {needed / 1e9:.1f} GB "
-            f"of memory, {free / 1e9:.1f} GB are free: take fewer pictures (fetch.limit), or, to finetune, fewer "
-            "blocks (train.finetune.blocks)"
+            f"{split}: {pictures:,} pictures of {numbers:,} numbers need {needed / 1e9:.1f} GB of memory in "
+            f"{processes} processes, {free / 1e9:.1f} GB are free: take fewer pictures (of COCO by fetch.limit), or, "
+            "to finetune, fewer blocks (train.finetune.blocks)"
         )
 
 
