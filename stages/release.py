@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,12 +62,11 @@ def main() -> None:
         if (size := draft.stat().st_size) > LARGEST:
             raise ValueError(f"{path} would have {size:,} bytes, more than {LARGEST:,}: train a smaller one")
         published = Artifact.load(draft)
-        found, before = (
-            caption([each], asked, features, archives, each.decoding, batch=settings.batch, device=device)
-            for each in (published, trained)
-        )
+        said = partial(caption, pictures=asked, features=features, archives=archives, decoding=published.decoding)
+        found = said([published], batch=settings.batch, device=device)
         cards = judge(found, pictures, features, published.decoding.as_dict(), settings.resamples)
         if not options.remember:
+            before = said([trained], batch=settings.batch, device=device)
             changed = sum(found["test"][key] != before["test"][key] for key in found["test"])
             same = f"{changed} of {len(found['test'])} test captions differ from those of float32"
             made = first_published(read_json(models / "run.json"), trained.weights_sha256, same, options.terms)

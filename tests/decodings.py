@@ -28,7 +28,8 @@ from stages.train.artifact import Artifact
 from stages.train.decoding import Decoding
 
 START = Decoding(beam=1, length_penalty=0.7, max_words=20)
-DEFAULT = "memory, candidates 10, guidance 0.4"  # of profile flickr8k; the rows after it change one thing of it
+GUIDED = "memory, candidates 10, guidance 0.4"
+DEFAULT = f"{GUIDED}, consensus 15"  # of profile flickr8k; the rows after it change one thing of it
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (the row that it changes, its changes)
     "greedy": ("", {}),
     "beam 3": ("greedy", {"beam": 3}),
@@ -43,14 +44,15 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (the row that it chan
     "memory, candidates 10": ("memory", {"candidates": 10}),
     "memory, candidates 20": ("memory, candidates 10", {"candidates": 20}),
     "memory, candidates 10, guidance 0.2": ("memory, candidates 10", {"guidance": 0.2}),
-    DEFAULT: ("memory, candidates 10", {"guidance": 0.4}),
+    GUIDED: ("memory, candidates 10", {"guidance": 0.4}),
+    DEFAULT: (GUIDED, {"consensus": 15.0}),
     "... guidance 0.6": (DEFAULT, {"guidance": 0.6}),
     "... length_penalty 0": (DEFAULT, {"length_penalty": 0.0}),
     "... length_penalty 0.7": (DEFAULT, {"length_penalty": 0.7}),
     "... 30 neighbours": (DEFAULT, {"neighbours": 30}),
     "... 100 neighbours": (DEFAULT, {"neighbours": 100}),
     "... consensus 5": (DEFAULT, {"consensus": 5.0}),
-    "... consensus 15": (DEFAULT, {"consensus": 15.0}),
+    "... consensus 20": (DEFAULT, {"consensus": 20.0}),
     "... beam 10": (DEFAULT, {"beam": 10}),
 }
 
