@@ -172,7 +172,7 @@ def test_other_peoples_captions_get_the_same_card(evaluated: Path, tmp_path: Pat
     (tmp_path / "fewer.json").write_text(json.dumps(json.loads(ours.read_text())[1:]))
     done = stage(evaluated, "evaluate", "--captions", str(tmp_path / "fewer.json"))
     assert done.returncode == 1
-    assert "MISSING" in done.stderr
+    assert "fewer.json misses 1 (50) of the 10 pictures to score: all and no others count" in done.stderr
     assert "Traceback" not in done.stderr
 
 
