@@ -23,19 +23,21 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages import rim
 from stages.fetch.pictures import MAX_BYTES, PictureError, decode
-from stages.rim import run
 
 if TYPE_CHECKING:
     from PIL import Image
 
-PORT = 8347  # of the live page
+HOST, PORT = "127.0.0.1", 8347  # of the live page
+DRAWING = {"top_p", "temperature", "seed"}  # options that mean something with --sample only
+PAGE = {"host", "port", "name"}  # with --serve only
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 
 
 def main() -> None:
     """Entry point of the console script."""
-    run(command)
+    rim.run(command)
 
 
 def command() -> None:
@@ -120,16 +122,9 @@ def files(models: Sequence[str | Path], folder: Path) -> list[Path]:
     return [choice.path for choice in named([str(model) for model in models], folder)]
 
 
-DRAWING = {"top_p", "temperature", "seed"}  # options that mean something with --sample only
-PAGE = {"host", "port", "name"}  # with --serve only
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, examples = (__doc__ or "").split("\n", 1)
-    found = argparse.ArgumentParser(
-        "caption", description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = rim.parser("caption", __doc__)
     found.add_argument("pictures", nargs="*", metavar="PICTURE", help="file, folder, glob, or - for a list on stdin")
     found.add_argument(
         "--model",
@@ -155,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--show", action="store_true", help="show pictures where the terminal can")
     page = found.add_argument_group("the live page")
     page.add_argument("--serve", action="store_true", help="serve a page and an API; every --model is one to choose")
-    page.add_argument("--host", metavar="ADDRESS", help="default: this machine only, 127.0.0.1")
+    page.add_argument("--host", metavar="ADDRESS", help=f"default: this machine only, {HOST}")
     page.add_argument("--port", type=int, metavar="N", help=f"default: {PORT}; 0 is any free one")
     page.add_argument("--name", action="append", default=[], metavar="HOST", help="a host name to be asked under")
     return found
@@ -217,7 +212,7 @@ def serve(options: argparse.Namespace) -> None:
             found = models.named(options.model, Path(folder))
         else:
             found = models.around(find_models(), Path(folder))
-        server.serve(models.Shelf(found, options.device), options.host or "127.0.0.1", port, options.name)
+        server.serve(models.Shelf(found, options.device), options.host or HOST, port, options.name)
 
 
 def positive(text: str) -> int:

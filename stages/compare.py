@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages import page, params
+from stages import page, params, rim
 from stages.evaluate.measure import caption, unlike
 from stages.evaluate.results import read_results
 from stages.evaluate.scorecard import SEED, TITLES
@@ -29,7 +29,6 @@ from stages.fetch.thumbnails import thumbnails
 from stages.files import whole
 from stages.live.models import fetched
 from stages.page import text
-from stages.rim import run
 from stages.scorers.score import METRICS, Difference, Judge, Scores
 from stages.train.artifact import Artifact
 
@@ -58,13 +57,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    description, examples = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        "python -m stages.compare",
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = rim.parser("python -m stages.compare", __doc__)
     for place in ("A", "B"):
         parser.add_argument(
             "of", action="append", metavar=place, help="results file, captioner, NAME/VERSION or NAME@ALIAS"
@@ -176,4 +169,4 @@ def _table(scores: Sequence[Scores], difference: Mapping[str, Difference]) -> st
 
 
 if __name__ == "__main__":
-    run(main)
+    rim.run(main)

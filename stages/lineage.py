@@ -54,13 +54,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    found = argparse.ArgumentParser(
-        "python -m stages.lineage",
-        description=description,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = rim.parser("python -m stages.lineage", __doc__)
     found.add_argument("version", metavar="VERSION", help="a number, NAME/NUMBER, NAME@ALIAS or a captioner's file")
     return found
 

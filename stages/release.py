@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stages import params
+from stages import params, rim
 from stages.evaluate.measure import caption, judge, unlike
 from stages.features.device import choose_device
 from stages.features.store import Features
@@ -29,7 +29,6 @@ from stages.fetch.captions import read_captions
 from stages.fetch.pictures import Pictures
 from stages.files import read_json, whole
 from stages.register.card import write_card
-from stages.rim import run
 from stages.train.artifact import Artifact, read_metadata
 from stages.train.batches import Examples
 from stages.train.decoding import Decoding
@@ -62,11 +61,19 @@ def main() -> None:
         if (size := draft.stat().st_size) > LARGEST:
             raise ValueError(f"{path} would have {size:,} bytes, more than {LARGEST:,}: train a smaller one")
         published = Artifact.load(draft)
-        said = partial(caption, pictures=asked, features=features, archives=archives, decoding=published.decoding)
-        found = said([published], batch=settings.batch, device=device)
+        said = partial(
+            caption,
+            pictures=asked,
+            features=features,
+            archives=archives,
+            decoding=published.decoding,
+            batch=settings.batch,
+            device=device,
+        )
+        found = said([published])
         cards = judge(found, pictures, features, published.decoding.as_dict(), settings.resamples)
         if not options.remember:
-            before = said([trained], batch=settings.batch, device=device)
+            before = said([trained])
             changed = sum(found["test"][key] != before["test"][key] for key in found["test"])
             same = f"{changed} of {len(found['test'])} test captions differ from those of float32"
             made = first_published(read_json(models / "run.json"), trained.weights_sha256, same, options.terms)
@@ -76,13 +83,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    description, more = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        "python -m stages.release",
-        description=description,
-        epilog=more,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = rim.parser("python -m stages.release", __doc__)
     parser.add_argument("name", metavar="NAME", help="what it is called, as flickr8k_attend")
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--terms", help="what its data is, and under which terms")
@@ -138,4 +139,4 @@ def asked_anew(artifact: Artifact, data: Path, decoding: Decoding) -> Artifact:
 
 
 if __name__ == "__main__":
-    run(main)
+    rim.run(main)

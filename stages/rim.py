@@ -1,10 +1,12 @@
 """The rim of every command: what a user did wrong ends in one clear message and exit status 1, not in a traceback.
 
-Everything else, our own mistakes, keeps its traceback. `TRACEBACK=1` shows it for users' mistakes too.
+Everything else, our own mistakes, keeps its traceback. `TRACEBACK=1` shows it for users' mistakes too. A command's help
+is its module's docstring.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -29,3 +31,12 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
+
+
+def parser(command: str, doc: str | None) -> argparse.ArgumentParser:
+    """A command line without options yet. Of its module's docstring the first line stands above them in the help, the
+    rest below, as it stands."""
+    first, _, rest = (doc or "").partition("\n")
+    return argparse.ArgumentParser(
+        command, description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import subprocess
 import sys
@@ -52,3 +53,21 @@ def test_a_stage_run_in_the_wrong_place_says_so(tmp_path: Path) -> None:
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     expected = (1, "", "params.yaml is not here: run from the repository's root, where it lies\n")
     assert (ran.returncode, ran.stdout, ran.stderr) == expected
+
+
+@pytest.mark.parametrize(
+    "command", ["caption", "compare", "evaluate.__main__", "lineage", "register.__main__", "release"]
+)
+def test_every_command_has_a_help(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Where nothing is yet that it would work on."""
+    main = importlib.import_module(f"stages.{command}").main
+    monkeypatch.setattr("sys.argv", [command, "--help"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: ")
+    assert "--" in said.partition("options:")[2]

@@ -50,7 +50,8 @@ def keep_only(folder: Path, names: Iterable[str]) -> None:
 
     Raises ValueError, and removes nothing, where one is none that fetch makes: it may be somebody's only copy.
     """
-    others = [path for path in folder.iterdir() if path.name not in set(names)]
+    keep = set(names)
+    others = [path for path in folder.iterdir() if path.name not in keep]
     for path in others:
         if not (path.is_symlink() or path.suffix in (".zip", ".txt") or path.name.startswith(".")):
             raise ValueError(
