@@ -69,9 +69,9 @@ def test_stepwise_equals_the_full_forward(name: str) -> None:
     for i, caption in enumerate(CAPTIONS):
         alone = tuple(part[OWNER[i] : OWNER[i] + 1] for part in seen)
         with torch.no_grad():
-            state = made.start(alone, 1)
+            state = made.start(alone)
             for time, word in enumerate(caption[:-1]):
-                step, state = made.step(torch.tensor([[word]]), state, alone)
+                step, state = made.step(torch.tensor([[word]]), state, torch.tensor([[0]]), alone)
                 torch.testing.assert_close(step[0, 0], full[i, time], atol=1e-5, rtol=1e-5)
 
 
@@ -96,12 +96,12 @@ def test_attention_says_where_a_word_was_seen(name: str) -> None:
         assert weights is not None
         assert weights.shape == (3, REGIONS)
         torch.testing.assert_close(weights.sum(1), torch.ones(3))
-        state = made.start(seen, 1)
+        state = made.start(seen)
         for time, word in enumerate(CAPTIONS[0][:-1]):
-            _, state = made.step(torch.tensor([[word]]), state, seen)
+            _, state = made.step(torch.tensor([[word]]), state, torch.tensor([[0]]), seen)
             by_hand = torch.zeros(REGIONS)
             heads = made.heads  # type: ignore[attr-defined]
-            for query, keys in zip(made.query(state[0][0, 0]).chunk(heads), seen[1][0], strict=True):  # type: ignore[operator]
+            for query, keys in zip(made.query(state[0][0]).chunk(heads), seen[1][0], strict=True):  # type: ignore[operator]
                 by_hand += (keys @ query / len(query) ** 0.5).softmax(0) / heads
             torch.testing.assert_close(weights[time], by_hand, atol=1e-5, rtol=1e-4)
 
@@ -148,9 +148,9 @@ def test_a_search_goes_on_until_the_candidates_are_found(name: str) -> None:
 
 def greedy(made: Decoder, seen: Context, max_words: int) -> tuple[int, ...]:
     """The likeliest word, again and again, written as plainly as can be."""
-    state, word, written = made.start(seen, 1), START, []
+    state, word, written = made.start(seen), START, []
     while len(written) < max_words:
-        logits, state = made.step(torch.tensor([[word]]), state, seen)
+        logits, state = made.step(torch.tensor([[word]]), state, torch.tensor([[0]]), seen)
         scores = logits[0, 0].clone()
         scores[[0, START, UNK]] = -math.inf
         if not written:
@@ -192,9 +192,9 @@ def test_a_wide_beam_finds_the_best_of_all_captions(name: str, length_penalty: f
 def score(made: Decoder, seen: Context, words: tuple[int, ...], length_penalty: float) -> Hypothesis:
     total = 0.0
     with torch.no_grad():
-        state = made.start(seen, 1)
+        state = made.start(seen)
         for read, predict in itertools.pairwise((START, *words, END)):
-            logits, state = made.step(torch.tensor([[read]]), state, seen)
+            logits, state = made.step(torch.tensor([[read]]), state, torch.tensor([[0]]), seen)
             total += float(logits[0, 0].log_softmax(-1)[predict])
     return Hypothesis(words, total / (len(words) + 1) ** length_penalty)
 
@@ -239,9 +239,9 @@ def allowed(words: tuple[int, ...], decoding: Decoding) -> set[int]:
 
 def following(made: Decoder, seen: Context, words: tuple[int, ...]) -> Tensor:
     """Log-probabilities of what follows, all words read anew."""
-    state = made.start(seen, 1)
+    state = made.start(seen)
     for word in (START, *words):
-        logits, state = made.step(torch.tensor([[word]]), state, seen)
+        logits, state = made.step(torch.tensor([[word]]), state, torch.tensor([[0]]), seen)
     return logits[0, 0].log_softmax(-1)
 
 

@@ -116,11 +116,13 @@ class Leaning(torch.nn.Module):
         super().__init__()
         self.other = other
 
-    def start(self, context: Context, captions: int) -> State:
-        return self.other.start(context[:-1], captions)
+    def start(self, context: Context) -> State:
+        return self.other.start(context[:-1])
 
-    def step(self, words: torch.Tensor, state: State, context: Context) -> tuple[torch.Tensor, State]:
-        logits, state = self.other.step(words, state, context[:-1])
+    def step(
+        self, words: torch.Tensor, state: State, before: torch.Tensor, context: Context
+    ) -> tuple[torch.Tensor, State]:
+        logits, state = self.other.step(words, state, before, context[:-1])
         return logits + context[-1][:, None], state
 
 

@@ -76,13 +76,13 @@ def test_samples_are_drawn_by_their_probability(name: str) -> None:
     context = made.context(grid.mean(1), grid)
     drawn = sample(made, context, 20_000, 2)[0]
     assert not torch.isin(drawn, torch.tensor([START, UNK])).any()
-    state = made.start(context, 1)
-    logits, state = made.step(torch.tensor([[START]]), state, context)
+    state = made.start(context)
+    logits, state = made.step(torch.tensor([[START]]), state, torch.tensor([[0]]), context)
     logits = logits.detach()
     logits[..., [PAD, START, UNK]] = -torch.inf
     first = logits[0, 0].softmax(-1)
     for word in range(4, len(WORDS)):
-        after = made.step(torch.tensor([[word]]), state, context)[0].detach()
+        after = made.step(torch.tensor([[word]]), state, torch.tensor([[0]]), context)[0].detach()
         after[..., [PAD, START, UNK]] = -torch.inf
         probability = float(first[word] * after[0, 0].softmax(-1)[END])
         share = float(((drawn[:, 0] == word) & (drawn[:, 1] == END)).float().mean())
@@ -112,9 +112,9 @@ def test_the_gradient_is_that_of_the_expected_reward(name: str) -> None:
     rewards = learned.reward(torch.tensor([[[*text, PAD][:2] for text in every]]), [0])[0]
     expected, length = torch.zeros(()), torch.zeros(())
     for text, reward in zip(every, rewards.tolist(), strict=True):
-        state, word, log_probability = made.start(context, 1), START, torch.zeros(())
+        state, word, log_probability = made.start(context), START, torch.zeros(())
         for following in text:
-            logits, state = made.step(torch.tensor([[word]]), state, context)
+            logits, state = made.step(torch.tensor([[word]]), state, torch.tensor([[0]]), context)
             mask = torch.zeros_like(logits)
             mask[..., [PAD, START, UNK]] = -torch.inf
             log_probability = log_probability + (logits + mask)[0, 0].log_softmax(-1)[following]

@@ -208,9 +208,9 @@ def test_mean_loss_is_cross_entropy_over_all_words(straight: Path) -> None:
             picture = made.context(pooled.float())
             for places in batch.groups[0][1]:
                 caption = examples.captions[batch.groups[0][0]][places]
-                state = made.start(picture, 1)
+                state = made.start(picture)
                 for read, predict in itertools.pairwise(caption):
-                    logits, state = made.step(torch.tensor([[read]]), state, picture)
+                    logits, state = made.step(torch.tensor([[read]]), state, torch.tensor([[0]]), picture)
                     total += float(torch.nn.functional.cross_entropy(logits[0], torch.tensor([predict])))
                     count += 1
     found = CrossEntropy(examples, source, CPU, torch.float32, captions=7).mean_loss(made)

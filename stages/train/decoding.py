@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.train.decoders import Context, Decoder, State
+from stages.train.decoders import Context, Decoder, State, distinct
 from stages.train.memory import Consensus
 from stages.vocab.vocabulary import END, PAD, START, UNK
 
@@ -126,17 +126,17 @@ def beam_search(
     pictures = len(contexts[0][0])
     found: list[list[Hypothesis]] = [[] for _ in range(pictures)]
     at_work = torch.arange(pictures, device=device)
-    states = [decoder.start(context, beam) for decoder, context in zip(decoders, contexts, strict=True)]
-    written = torch.full((pictures, beam, 1), START, device=device)
-    # Before the first word all captions of a picture are the same; only the first may be continued.
-    scores = torch.full((pictures, beam), -torch.inf, device=device)
-    scores[:, 0] = 0
+    states = [decoder.start(context) for decoder, context in zip(decoders, contexts, strict=True)]
+    before = at_work[:, None]  # the rows of the states that captions continue
+    written = torch.full((pictures, 1, 1), START, device=device)  # all captions begin alike: one each, at first
+    scores = torch.zeros(pictures, 1, device=device)
     best_scores = torch.full((pictures, wanted), -torch.inf, device=device)
     best_words = torch.full((pictures, wanted, decoding.max_words), PAD, device=device)
 
     for length in range(1, decoding.max_words + 2):  # the length counts <end>
-        log_probabilities = vote(decoders, written[:, :, -1], states, contexts, guide)
+        log_probabilities = vote(decoders, written[:, :, -1], states, before, contexts, guide)
         forbid(log_probabilities, written, decoding, bad_endings)
+        captions = written.shape[1]
         continued = (scores[:, :, None] + log_probabilities).flatten(1)  # (P, K * V)
         # 2 K candidates: even when K of them end, K live on.
         candidates, places = continued.topk(min(2 * beam, continued.shape[1]), sorted=True)
@@ -151,9 +151,10 @@ def beam_search(
         best_words = take(torch.cat([best_words, texts], 1), order)
 
         # Living: the K best that do not end.
-        scores, order = candidates.masked_fill(ended, -torch.inf).topk(beam, sorted=True)
+        scores, order = candidates.masked_fill(ended, -torch.inf).topk(min(beam, candidates.shape[1]), sorted=True)
         parents, words = parents.gather(1, order), words.gather(1, order)
         written = torch.cat([take(written, parents), words[:, :, None]], -1)
+        parents = parents + captions * torch.arange(len(parents), device=device)[:, None]
 
         done = (best_scores[:, -1] > -torch.inf) | (length > decoding.max_words)
         if done.any():
@@ -168,10 +169,10 @@ def beam_search(
             best_scores, best_words = best_scores[keep], best_words[keep]
             contexts = [tuple(part[keep] for part in context) for context in contexts]
             guide = None if guide is None else guide[keep]
-            states = [tuple(part[keep] for part in state) for state in states]
             if len(keep) == 0:
                 break
-        states = [tuple(take(part, parents) for part in state) for state in states]
+        rows, before = distinct(parents)
+        states = [tuple(part[rows] for part in state) for state in states]
     return found
 
 
@@ -190,18 +191,20 @@ def nucleus(
     captions, device = decoding.beam, contexts[0][0].device
     drawn = [np.random.default_rng([decoding.seed, n]).random((captions, decoding.max_words + 1)) for n in numbers]
     chances = torch.tensor(np.stack(drawn))  # drawn on the CPU: not every device has float64
-    states = [decoder.start(context, captions) for decoder, context in zip(decoders, contexts, strict=True)]
+    states = [decoder.start(context) for decoder, context in zip(decoders, contexts, strict=True)]
+    before = torch.arange(len(numbers), device=device)[:, None].expand(-1, captions)
     written = torch.full((len(numbers), captions, 1), START)
     scores = torch.zeros(len(numbers), captions)
     ended = torch.zeros_like(scores, dtype=torch.bool)
     while not ended.all():
         chance = chances[:, :, written.shape[-1] - 1, None]
-        log_probabilities = vote(decoders, written[:, :, -1].to(device), states, contexts, guide).cpu()
+        log_probabilities = vote(decoders, written[:, :, -1].to(device), states, before, contexts, guide).cpu()
+        before = torch.arange(scores.numel(), device=device).view_as(scores)
         forbid(log_probabilities, written, decoding, bad_endings)
         likely = (log_probabilities.double() / decoding.temperature).softmax(-1)
         likely, words = likely.sort(dim=-1, descending=True, stable=True)
-        before = likely.cumsum(-1) - likely
-        upto = (likely * (before < decoding.top_p)).cumsum(-1)
+        likelier = likely.cumsum(-1) - likely  # what those hold together that come before
+        upto = (likely * (likelier < decoding.top_p)).cumsum(-1)
         place = (upto <= chance * upto[:, :, -1:]).sum(-1, keepdim=True)
         word = words.gather(-1, place)
         scores += log_probabilities.gather(-1, word)[:, :, 0].masked_fill(ended, 0)
@@ -223,18 +226,20 @@ def vote(
     decoders: Sequence[Decoder],
     words: Tensor,
     states: list[State],
+    before: Tensor,
     contexts: Sequence[Context],
     guide: Tensor | None = None,
 ) -> Tensor:
-    """words (P, K) just written -> mean log-probabilities of the next (P, K, V); `states` go one word further.
+    """words (P, K) just written after rows `before` (P, K) of `states` -> mean log-probabilities of the next (P, K, V).
+    `states` go one word further.
 
     With `guide` (P, V) each probability is multiplied by its exponential, and all are brought to a sum of 1 again."""
-    totals = torch.zeros((), device=words.device)
+    votes = []
     for i, (decoder, context) in enumerate(zip(decoders, contexts, strict=True)):
-        logits, states[i] = decoder.step(words, states[i], context)
-        totals = totals + logits.float().log_softmax(-1)
-    totals = totals / len(decoders)
-    return totals if guide is None else (totals + guide[:, None]).log_softmax(-1)
+        logits, states[i] = decoder.step(words, states[i], before, context)
+        votes.append(logits.float().log_softmax(-1))
+    mean = votes[0] if len(votes) == 1 else torch.stack(votes).mean(0)
+    return mean if guide is None else mean.add_(guide[:, None]).log_softmax(-1)
 
 
 def forbid(log_probabilities: Tensor, written: Tensor, decoding: Decoding, bad_endings: Sequence[int]) -> None:
@@ -263,12 +268,14 @@ def sample(decoder: Decoder, context: Context, captions: int, max_words: int) ->
 
     A caption ends with <end>, filled up with <pad>, or after `max_words` words. <unk> is never drawn.
     """
-    state = decoder.start(context, captions)
+    state = decoder.start(context)
     words = torch.full((len(context[0]), captions), START, device=context[0].device)
+    before = torch.arange(len(words), device=words.device)[:, None].expand_as(words)
     ended = torch.zeros_like(words, dtype=torch.bool)
     written: list[Tensor] = []
     while len(written) < max_words and not ended.all():
-        logits, state = decoder.step(words, state, context)
+        logits, state = decoder.step(words, state, before, context)
+        before = torch.arange(words.numel(), device=words.device).view_as(words)
         logits[:, :, NEVER] = -torch.inf
         words = torch.multinomial(logits.float().softmax(-1).flatten(0, 1), 1).view_as(words)
         words = words.masked_fill(ended, PAD)

@@ -157,8 +157,8 @@ class Tuned(Decoder):
     def attention(self, context: Context, words: Words) -> Tensor | None:
         return self.decoder.attention(context, words)
 
-    def start(self, context: Context, captions: int) -> State:
-        return self.decoder.start(context, captions)
+    def start(self, context: Context) -> State:
+        return self.decoder.start(context)
 
-    def step(self, words: Tensor, state: State, context: Context) -> tuple[Tensor, State]:
-        return self.decoder.step(words, state, context)
+    def step(self, words: Tensor, state: State, before: Tensor, context: Context) -> tuple[Tensor, State]:
+        return self.decoder.step(words, state, before, context)
