@@ -205,11 +205,12 @@ def from_input(lstm: nn.LSTM, x: Tensor) -> Tensor:
 
 
 def one_step(lstm: nn.LSTM, sums: Tensor, before: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """One step: sums `from_input` (P, K, 4 H), changed in place, h and c (S, H), continued at rows `before` (P, K) ->
-    h and c (P * K, H) after it."""
+    """One step: sums `from_input` (P, K, 4 H), h and c (S, H), continued at rows `before` (P, K) -> h and c (P * K, H)
+    after it."""
     _, weight, _, bias = lstm.parameters()
-    i, f, g, o = sums.add_(linear(h, weight, bias)[before]).flatten(0, 1).chunk(4, -1)
-    c = torch.addcmul(f.sigmoid() * c[before.flatten()], i.sigmoid(), g.tanh())
+    sums, before = sums.flatten(0, 1), before.flatten()
+    i, f, g, o = (sums + linear(h, weight, bias).index_select(0, before)).chunk(4, -1)
+    c = torch.addcmul(f.sigmoid() * c.index_select(0, before), i.sigmoid(), g.tanh())
     return o.sigmoid() * c.tanh(), c
 
 
@@ -292,6 +293,7 @@ class Attend(Decoder):
         assert grid is not None
         regions = self.regions(self.standard(grid)).relu()
         regions = regions * self.dropout(torch.ones_like(regions[:, :1]))
+        # Laid out as a head's product reads them, once instead of for every word.
         keys, values = (self.split(layer(regions)).contiguous() for layer in (self.keys, self.values))
         return self.image(self.standard(pooled)), keys, values
 

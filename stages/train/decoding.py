@@ -154,7 +154,7 @@ def beam_search(
         scores, order = candidates.masked_fill(ended, -torch.inf).topk(min(beam, candidates.shape[1]), sorted=True)
         parents, words = parents.gather(1, order), words.gather(1, order)
         written = torch.cat([take(written, parents), words[:, :, None]], -1)
-        parents = parents + captions * torch.arange(len(parents), device=device)[:, None]
+        parents = parents + captions * torch.arange(len(parents), device=device)[:, None]  # rows of the states
 
         done = (best_scores[:, -1] > -torch.inf) | (length > decoding.max_words)
         if done.any():
@@ -167,12 +167,12 @@ def beam_search(
             keep = (~done).nonzero()[:, 0]
             at_work, scores, written, parents = at_work[keep], scores[keep], written[keep], parents[keep]
             best_scores, best_words = best_scores[keep], best_words[keep]
-            contexts = [tuple(part[keep] for part in context) for context in contexts]
+            contexts = [tuple(part.index_select(0, keep) for part in context) for context in contexts]
             guide = None if guide is None else guide[keep]
             if len(keep) == 0:
                 break
         rows, before = distinct(parents)
-        states = [tuple(part[rows] for part in state) for state in states]
+        states = [tuple(part.index_select(0, rows) for part in state) for state in states]
     return found
 
 
