@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
         "--model",
         action="append",
         metavar="FILE",
-        help="a captioner.safetensors, or models:/NAME@champion; several vote",
+        help="a captioner.safetensors, or models:/NAME@champion; several vote, decoded as the first says",
     )
     found.add_argument("--beam", type=positive, metavar="N", help="captions kept while decoding (default: the model's)")
     found.add_argument("--n", type=positive, metavar="N", help="captions shown of each picture (default: 1)")
@@ -224,17 +224,32 @@ def positive(text: str) -> int:
 
 
 def expand(arguments: Sequence[str], stdin: Iterable[str]) -> Iterator[Path]:
-    """Files as named, folders as the pictures below them, globs as what they match, - as the lines of stdin."""
+    """Files as named, folders as the pictures below them, globs as what they match, - as the lines of stdin.
+
+    Raises ValueError for a folder or a glob without a picture, and for lines that are none."""
     for argument in arguments:
         if argument == "-":
-            yield from (Path(line.rstrip("\n")) for line in stdin if line.strip())
-        elif Path(argument).is_dir():
-            yield from (path for path in sorted(Path(argument).rglob("*")) if path.suffix.lower() in SUFFIXES)
-        elif not Path(argument).exists() and glob.has_magic(argument):
-            found = glob.glob(argument, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-            yield from (Path(path) for path in sorted(found))
-        else:
-            yield Path(argument)
+            for line in stdin:
+                if "\0" in line:
+                    raise ValueError("- takes one name a line: use `find` without -print0")
+                if line.strip():
+                    yield Path(line.rstrip("\n"))
+            continue
+        found = [Path(argument)]
+        if not found[0].exists() and glob.has_magic(argument):
+            matched = glob.glob(argument, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+            found = [Path(path) for path in sorted(matched)]
+        pictures = [
+            picture
+            for path in found
+            for picture in (sorted(path.rglob("*")) if path.is_dir() else [path])
+            if picture == path or picture.suffix.lower() in SUFFIXES
+        ]
+        if not pictures:
+            raise ValueError(
+                f"no picture in {argument}: name files, globs of files ({', '.join(sorted(SUFFIXES))}) or folders"
+            )
+        yield from pictures
 
 
 def open_picture(path: Path, at_least: int) -> Image.Image:

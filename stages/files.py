@@ -1,15 +1,17 @@
 """Whole files or none: what a stage writes appears under its final name only when it is complete and on disk.
 
-Also here, because every stage needs them to name what it read: hashes of files, where a path from params.yaml lies, and
-addresses as they may be printed.
+Also here, because every stage needs them: one process at a time for what two would spoil; and, to name what was read,
+hashes of files, where a path from params.yaml lies, and addresses as they may be printed.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +48,32 @@ def whole(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # nothing was made where nothing can be made
             partial.unlink(missing_ok=True)
+
+
+class BusyError(ValueError):
+    """Another process does the same at this moment; the message names it and the cure."""
+
+
+@contextmanager
+def alone(path: Path, work: str) -> Iterator[None]:
+    """One process at a time is inside for the lock file `path`; one that is killed lets go, whoever it had started.
+
+    Raises BusyError that says who does the `work` already.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: flock's is its children's too
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            file.seek(0)
+            owner = file.read() or "another process"
+            raise BusyError(f"{work} by {owner}: wait until it is through, or end it, then run again") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_json(path: str | Path, value: Any) -> None:

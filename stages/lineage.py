@@ -13,7 +13,6 @@ is broken, and names it. Data that is not on this machine breaks nothing; its md
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import subprocess
@@ -60,7 +59,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def walk(asked: str) -> Iterator[Link]:
-    """The links of the chain, each as soon as it is checked. Raises ValueError where there is no such version."""
+    """The links of the chain, each as soon as it is checked. Raises ValueError where there is no such version, or no
+    store."""
+    if tracking.absent():
+        raise ValueError(f"there is no store at {tracking.place()}: run in the repository, or set MLFLOW_TRACKING_URI")
     if Path(asked).is_file():
         version, link = _of_file(Path(asked))
         yield link
@@ -116,15 +118,15 @@ def _named(asked: str) -> Version:
 
 def _of_file(path: Path) -> tuple[Version, Link]:
     """The version that holds a captioner's weights, and the link between them."""
-    weights = read_metadata(path)["weights_sha256"]
+    weights, file = read_metadata(path)["weights_sha256"], sha256(path)
     models = [each.name for each in tracking.every(tracking.store().search_registered_models)]
-    found = [version for model in models if (version := Registry(model).find(weights))]
+    found = [version for model in models for version in Registry(model).having("weights_sha256", weights)]
     if not found:
         raise ValueError(
             f"{path}: no version in {tracking.place()} has its weights {weights[:12]}: "
             "register it (`dvc repro register`)"
         )
-    version, file = found[0], sha256(path)
+    version = next((each for each in found if each.tags.get("file_sha256") == file), found[0])
     changed = f"{path} has the weights of {_about(version)}, but something beside them was changed"
     same = file == version.tags.get("file_sha256")
     return version, Link("file -> version", f"{path} is {_about(version)}", "" if same else changed)
@@ -214,7 +216,7 @@ def _outputs(version: Version, lock: Lock, folder: Path) -> Iterator[Link]:
         ("evaluate", f"reports/{profile}/captions_test.json", folder / "record" / "captions_test.json"),
     ):
         noted = next((out.md5 for out in lock.get(stage, {}).get("outs", ()) if out.path == path), "nothing")
-        found = md5(file) if file.is_file() else "absent"
+        found = provenance.md5(file) if file.is_file() else "absent"
         broken = f"dvc.lock says {noted} for {path}, the version's is {found}" if noted != found else ""
         yield Link(f"dvc.lock -> {stage}", f"{found}  {path}", broken)
 
@@ -238,19 +240,9 @@ def _data(version: Version, lock: Lock, stored: Any) -> Iterator[Link]:
         elif now.get(path) != out.md5 or not Path(path).exists():
             yield Link("dvc.lock -> data", f"{out.md5}  {path} (not on this machine, not checked)")
         else:
-            found = md5(Path(path))
+            found = provenance.md5(Path(path))
             broken = "" if found == out.md5 else f"{path} has md5 {found}, dvc.lock says {out.md5}: it was changed"
             yield Link("dvc.lock -> data", f"{found}  {path}", broken)
-
-
-def md5(path: Path) -> str:
-    """md5 as DVC counts it: of a file's bytes; of a folder, of the JSON list of its files, with `.dir` at the end."""
-    if path.is_dir():
-        files = sorted((each.relative_to(path).as_posix(), each) for each in path.rglob("*") if each.is_file())
-        listed = [{"md5": md5(each), "relpath": name} for name, each in files]
-        return f"{hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 if __name__ == "__main__":

@@ -74,15 +74,18 @@ def check(path: str | Path = "params.yaml") -> tuple[str, dict[str, dict[str, An
     profile = document.pop("profile", None)
     blocks: dict[str, dict[str, Any]] = {}
     for name, block in document.items():
-        if isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             blocks[name] = {}
             mistakes += _check_block(name, block, blocks[name])
         else:
-            mistakes.append(f"{_shown(name)} (must be letters, digits, `.`, `_`, `-`: folders get a profile's name)")
+            quotes = "" if isinstance(name, str) else "; a number or date needs quotes"
+            mistakes.append(
+                f"{_shown(name)} (must be letters, digits, `_`, `-`: folders and DVC's keys are named after it{quotes})"
+            )
     names = ", ".join(map(str, document)) or "there is none yet"
     if profile is None:
         mistakes.insert(0, f"profile (is missing; must name a block of this file: {names})")
-    elif not isinstance(profile, str) or profile not in document:
+    elif not isinstance(profile, str) or profile not in document:  # 2014 is no text, and no key "2014"
         mistakes.insert(0, f"profile = {_shown(profile)} (must name a block of this file: {names})")
     if mistakes:
         raise SettingsError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
@@ -106,9 +109,9 @@ def _load(path: Path, mistakes: list[str]) -> dict[Any, Any]:
 
 
 def _twice(node: yaml.Node | None, *above: str) -> Iterator[str]:
-    """Keys of a mapping that were given before in it, down to the keys of a section."""
+    """Keys that were given before in the same mapping, of all mappings."""
     lines: dict[str, int] = {}
-    for key, value in node.value if isinstance(node, yaml.MappingNode) and len(above) < 3 else ():
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         name, line = str(key.value), key.start_mark.line + 1
         if name in lines:
             yield f"{'.'.join([*above, name])} (stands in line {lines[name]} and in line {line}: keep one)"

@@ -6,6 +6,7 @@ Read from git, dvc.lock and the operating system; nothing here knows how it is r
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -84,6 +85,16 @@ def committed_md5(path: str, at: str) -> str:
     # What `at` is may be a stranger's word, and git has options that write files.
     shown = subprocess.run(["git", "show", "--end-of-options", f"{at}:./{path}"], capture_output=True, check=False)
     return hashlib.md5(shown.stdout, usedforsecurity=False).hexdigest() if shown.returncode == 0 else ""
+
+
+def md5(path: Path) -> str:
+    """md5 as DVC counts it: of a file's bytes; of a folder, of the JSON list of its files, with `.dir` at the end."""
+    if path.is_dir():
+        files = sorted((each.relative_to(path).as_posix(), each) for each in path.rglob("*") if each.is_file())
+        listed = [{"md5": md5(each), "relpath": name} for name, each in files]
+        return f"{hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def inputs(profile: str) -> list[Tracked]:

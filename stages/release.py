@@ -3,7 +3,7 @@
 Writes models/pretrained/NAME.safetensors, in float16, half the bytes, and its card NAME.md, whose scores are measured
 anew from that very file. Then, to bring both to everybody:
 
-    dvc add models/pretrained/NAME.safetensors && dvc push && git add models/pretrained dvcstore
+    dvc add models/pretrained/NAME.safetensors && dvc push -r store && git add models/pretrained dvcstore
 
 With `--remember` the captioner NAME is published again, trained no further: it is given the profile's training
 pictures to remember, unless it remembers some, and decodes as the profile's train section says from then on. What its
@@ -47,7 +47,7 @@ def main() -> None:
     path = FOLDER / f"{options.name}.safetensors"
     trained = Artifact.load(path if options.remember else models / "captioner.safetensors")
     if options.remember:
-        made = published_before(path)
+        made = published_before(path, profile)
         trained = asked_anew(trained, data, Decoding(**params.read("train")[1].decoding()))
     features = Features(data / "features")
     pictures = {split: read_captions(data / f"captions_{split}.json") for split in ("train", "val", "test")}
@@ -109,8 +109,8 @@ def first_published(record: Mapping[str, Any], weights: str, same: str, terms: s
     return Made(record["tags"].get("commit", ""), f"{DATA}{' '.join(terms.split())}", training)
 
 
-def published_before(path: Path) -> Made:
-    """Of the card that it has. Raises ValueError where that does not say it."""
+def published_before(path: Path, profile: str) -> Made:
+    """Of the card that it has. Raises ValueError where that does not say it, or names another profile."""
     about = path.with_suffix(".md")
     older = about.read_text(encoding="utf-8") if about.is_file() else ""
     commit = older.partition("from commit `")[2].partition("`")[0]
@@ -118,6 +118,11 @@ def published_before(path: Path) -> Made:
     training = older[older.find(PUBLISHED) :] if PUBLISHED in older else ""
     if not (commit and data and training):
         raise ValueError(f"{about} does not say how {path.stem} was made: publish it first, without --remember")
+    if (of := older.partition("Made by profile `")[2].partition("`")[0]) != profile:
+        raise ValueError(
+            f"{about}: {path.stem} was made by profile {of}, and params.yaml chooses {profile}, whose pictures and "
+            f"decoding are others: set `profile: {of}` first"
+        )
     again = (
         f"What it remembers, or how it is decoded, was decided after it had been trained and published: `python -m "
         f"stages.release {path.stem} --remember`. What follows is of the training.\n\n"

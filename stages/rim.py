@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 
@@ -19,11 +21,21 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except MISTAKES as error:
+        if isinstance(error, BrokenPipeError) and deserted():  # whoever reads has read enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be written at exit
+            sys.exit(128 + signal.SIGPIPE)
         if os.environ.get("TRACEBACK"):
             raise
         sys.exit(sentence(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def deserted() -> bool:
+    """Whether nobody reads what is printed any longer."""
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLOUT)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def sentence(error: Exception) -> str:

@@ -6,10 +6,10 @@
 
 From a repository in which the profile's features were made. `train` runs the stage, on one thread each, in a
 folder of WORK for every row and seed, with the profile's settings but for the row's changes; what is done is not done
-again, and what was killed goes on. Rows of other settings than today's are refused: they want a WORK of their own.
-`table` has all captioners that are in WORK caption a split, and holds each row
-against the one that it changes: over the same pictures and the same seeds (paired bootstrap of the means over seeds).
-Options are judged on val; test is for rows that are chosen.
+again, and what was killed goes on. It refuses rows of other settings than today's: they want a WORK of their own.
+`table` has all captioners that are in WORK caption a split, and holds each row against the one that it changes: over
+the same pictures and the same seeds (paired bootstrap of the means over seeds). Options are judged on val; test is for
+rows that are chosen.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def link(data: Path, there: Path, mirrored: bool | None) -> None:
     (there / "features").mkdir(parents=True, exist_ok=True)
     for path in [*data.iterdir(), *(data / "features").iterdir()]:
         here = there / path.relative_to(data)
-        if path.name != "features" and not here.exists():
+        if path.name != "features" and not path.name.startswith(".") and not here.exists():  # locks are no data
             here.symlink_to(path.resolve())
     if mirrored is not None:
         index = json.loads((data / "features" / "index.json").read_text(encoding="utf-8"))
@@ -269,14 +269,16 @@ def setting(text: str) -> tuple[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table"))
-    parser.add_argument("work", type=Path, help="a folder for what is trained, some 100 MB each")
-    parser.add_argument("--profile", default="flickr8k")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], metavar="NAME")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--set", nargs="+", default=[], type=setting, metavar="KEY=VALUE", help="table: decoded so")
+    known = parser.add_subparsers(dest="what", required=True)
+    training, telling = (known.add_parser(name) for name in ("train", "table"))
+    for each in (training, telling):
+        each.add_argument("work", type=Path, help="a folder for what is trained, some 100 MB each")
+        each.add_argument("--profile", default="flickr8k")
+        each.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], metavar="NAME")
+    training.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    training.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    telling.add_argument("--split", choices=("val", "test"), default="val")
+    telling.add_argument("--set", nargs="+", default=[], type=setting, metavar="KEY=VALUE", help="decoded so")
     options = parser.parse_args()
     set_threads(1)
     if options.what == "table":

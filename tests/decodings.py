@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stages import params
 from stages.evaluate.measure import caption
 from stages.evaluate.scorecard import diagnostics, paired
@@ -84,9 +82,9 @@ def main() -> None:
             began = time.monotonic()
             decodings[name] = decodings.get(before, START).but(**changes)
             one = {"val": pictures}
-            captions[name] = caption(
-                [artifact], one, features, archives, decodings[name], batch=128, device=torch.device(device)
-            )["val"]
+            captions[name] = caption([artifact], one, features, archives, decodings[name], batch=128, device=device)[
+                "val"
+            ]
             seconds = time.monotonic() - began
             scores = judge.score(captions[name], with_meteor=False)
             found, shown = scores.metrics(), diagnostics(scores, frozenset())

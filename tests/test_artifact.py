@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from stages.files import sha256
 from stages.train.artifact import Artifact, ArtifactError, load_encoder, read_metadata
 from stages.train.decoders import Shape, build
 from stages.train.decoding import Decoding
-from stages.vocab.vocabulary import SPECIALS, Vocabulary
+from stages.train.memory import Memory
+from stages.vocab.vocabulary import END, SPECIALS, START, Vocabulary
 
 ENCODER = {
     "encoder": "efficientnet_lite0",
@@ -93,11 +96,42 @@ def test_other_wrong_files_are_told(artifact: Artifact, tmp_path: Path) -> None:
         ({"vocabulary": [*SPECIALS, "a"]}, "5 words for 7 outputs"),
         ({"shape": {"decoder": "show_tell"}}, "is not a captioner of this version"),
         ({"decoding": {"beem": 3}}, "is not a captioner of this version"),
+        ({"decoding": {"beam": 0}}, "decoding: beam = 0 .must be int, at least 1"),
+        ({"decoding": {"beam": "5"}}, "decoding: beam = '5' .must be int"),
+        ({"decoding": {"length_penalty": math.nan}}, "decoding: length_penalty = nan .must be float"),
+        ({"decoding": []}, "decoding must be dict in its metadata, not"),
+        ({"vocabulary": "words"}, "vocabulary must be list in its metadata, not 'words'"),
+        ({"vocabulary": [*SPECIALS, "a", "dog", "dog"]}, "is not a captioner of this version"),
+        ({"shape": artifact.decoder.shape.as_dict() | {"decoder": "other"}}, "is not a captioner of .*'other'"),
+        ({"shape": artifact.decoder.shape.as_dict() | {"dropout": 3}}, "is not a captioner of this version"),
+        ({"encoder": ENCODER | {"weights": 7}}, "weights must be str in its metadata, not 7"),
+        ({"encoder": {}}, "encoder must be str in its metadata, not None"),
+        ({"weights_sha256": None}, "weights_sha256 must be str in its metadata, not None"),
     ):
         artifact.save(path)
         rewrite(path, **changes)
-        with pytest.raises((ArtifactError, ValueError), match=message):
+        with pytest.raises(ArtifactError, match=rf"{path.name}.*{message}"):
             Artifact.load(path)
+    for text in ("[]", "null", "3", "{", "hello"):
+        save_file(load_file(path), path, {"captioner": text})
+        with pytest.raises(ArtifactError, match=r"captioner.safetensors(: its metadata is no JSON| has format None)"):
+            read_metadata(path)
+
+
+def test_what_is_loaded_does_not_change_with_the_file(artifact: Artifact, tmp_path: Path) -> None:
+    """Somebody copies another captioner over the file, which keeps its place on the disk."""
+    path, other = tmp_path / "captioner.safetensors", tmp_path / "other.safetensors"
+    for place, seed in ((path, 1), (other, 2)):
+        torch.manual_seed(seed)
+        memory = Memory.of(torch.rand(6, 12), [[[START, 4, END]]] * 5 + [[[START, 3 + seed, END]]])
+        replace(artifact, memory=memory).save(place)
+    loaded = Artifact.load(path)
+    assert loaded.memory is not None
+    before = {name: value.clone() for name, value in loaded.memory.as_dict().items()}
+    with path.open("r+b") as file:
+        file.write(other.read_bytes())
+    for name, value in loaded.memory.as_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_only_addresses_that_the_code_knows_are_asked_for_weights(

@@ -83,6 +83,36 @@ def test_folders_globs_and_lists_and_a_bad_picture_in_between(place: Path) -> No
     assert "Traceback" not in done.stderr
 
 
+def test_a_glob_may_match_folders_and_none_is_dropped_silently(place: Path) -> None:
+    done = caption(place, "pict*")
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [
+        "pictures/a.png",
+        "pictures/b.jpg",
+        "pictures/below/c.PNG",
+    ]
+    (place / "empty").mkdir(exist_ok=True)
+    for nothing in ("none*.png", "empty"):
+        done = caption(place, "pictures/a.png", nothing)
+        assert done.returncode == 1
+        assert f"no picture in {nothing}: name files, globs" in done.stderr
+    done = caption(place, "-", stdin="pictures/a.png\0pictures/b.jpg\0")
+    assert done.returncode == 1
+    assert "- takes one name a line: use `find` without -print0" in done.stderr
+
+
+def test_who_has_read_enough_ends_it_without_a_word(place: Path) -> None:
+    with subprocess.Popen(
+        [CAPTION, "--batch", "1", *["pictures"] * 9], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith(b"pictures/a.png: ")
+        process.stdout.close()
+        told = process.stderr.read().decode()
+    assert "roken pipe" not in told
+    assert process.returncode == 141
+
+
 def test_json_has_the_n_best_with_scores_and_batches_change_nothing(place: Path) -> None:
     every = []
     for batch in ("1", "16"):

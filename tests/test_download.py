@@ -29,6 +29,7 @@ from stages.fetch import remote as remote_module
 from stages.fetch.download import DownloadError, check, download, memory, partial_path
 from stages.fetch.remote import Patience, Remote, RemoteError, in_order
 from stages.fetch.remote_zip import RemoteZip
+from stages.files import BusyError
 
 HASTY = Patience(tries=4, pause=0, timeout=0.3)
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -301,7 +302,7 @@ def test_two_processes_do_not_write_the_same_file(mirror: Mirror, tmp_path: Path
     mirror.faults["/file.zip"] = [None, *[Fault("trickle", 100)] * 99]
     first = start(f"{mirror.url}/file.zip", path, md5)
     wait_for(lambda: starts(mirror) != [], first)
-    with pytest.raises(DownloadError, match=rf"is being downloaded by process {first.pid} on {socket.gethostname()}"):
+    with pytest.raises(BusyError, match=rf"is being downloaded by process {first.pid} on {socket.gethostname()}"):
         download(f"{mirror.url}/file.zip", path, md5)
     assert first.wait() == 0
     assert path.read_bytes() == data

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from stages.features.encoders import ENCODERS, EfficientNetLite0, EfficientNetLite2, Encoder, ResNet50, hash_weights
 from stages.features.preprocessing import Preprocessing
-from stages.features.settings import Settings
+from stages.features.settings import PUBLISHED, Settings
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +193,12 @@ def test_weights_behind_a_mirror(resnet_file: Path, server: str, hub: Path) -> N
     assert [path.name for path in hub.iterdir()] == [name], "nothing else was kept"
 
 
+def test_settings_know_which_weights_are_published() -> None:
+    assert {name: set(names) for name, names in PUBLISHED.items()} == {
+        name: set(kind.published()) for name, kind in ENCODERS.items()
+    }
+
+
 @pytest.mark.parametrize("name", ["IMAGENET1K_V1", "IMAGENET1K_V2"])
 def test_without_a_network_one_sentence_names_the_ways_out(
     name: str, hub: Path, monkeypatch: pytest.MonkeyPatch
@@ -206,9 +212,9 @@ def test_without_a_network_one_sentence_names_the_ways_out(
     with pytest.raises(ValueError, match="could not be downloaded") as caught:
         ResNet50(name)
     assert str(caught.value) == (
-        f"weights: {name} could not be downloaded from {url} (<urlopen error [Errno 111] Connection refused>): put "
-        f"{url.rpartition('/')[2]} into {hub} (TORCH_HOME moves it), or set features.weights to a mirror's address of "
-        "it or to a local state dict"
+        f"features.weights: {name} could not be downloaded from {url} (<urlopen error [Errno 111] Connection "
+        f"refused>): put {url.rpartition('/')[2]} into {hub} (TORCH_HOME moves it), or set it to a mirror's address of "
+        "the file or to a local state dict"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -248,7 +249,12 @@ def test_a_release_is_half_as_large_and_measured_itself(evaluated: Path) -> None
         assert "--remember`" in again
         assert "made up, free" in again
         assert again.endswith(card[card.index("Published in float16") :]), "what is said of the training stays"
+    other = re.sub(r"\btiny:", "other:", params.replace("profile: tiny", "profile: other"))
+    (evaluated / "params.yaml").write_text(other)
+    done = stage(evaluated, "release", "tiny_one", "--remember")
     (evaluated / "params.yaml").write_text(params)
+    assert done.returncode == 1
+    assert "tiny_one was made by profile tiny, and params.yaml chooses other" in done.stderr
 
 
 def test_what_is_published_stays_where_another_cannot_be(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,6 +292,37 @@ def test_a_picture_without_features_is_an_error_never_left_out(evaluated: Path) 
     assert (evaluated / "reports/tiny/metrics.json").read_bytes() == metrics, "earlier outputs are untouched"
 
 
+def test_features_of_other_pictures_are_told(evaluated: Path, tmp_path: Path) -> None:
+    """As where captions are checked out and features are not."""
+    index = evaluated / "data/tiny/features/index.json"
+    before = index.read_text()
+    changed = json.loads(before)
+    changed["splits"]["test"] = changed["splits"]["test"][::-1]
+    index.write_text(json.dumps(changed))
+    captions = "reports/tiny/captions_test.json"
+    told = [stage(evaluated, "evaluate", *others) for others in ([], ["--captions", captions])]
+    index.write_text(before)
+    for done in told:
+        assert done.returncode == 1
+        assert (
+            "data/tiny/features has other test pictures than captions_test.json: run `dvc repro features`"
+            in done.stderr
+        )
+
+
+def test_only_checkpoints_older_than_the_run_are_removed(evaluated: Path) -> None:
+    """A newer one is of a training that has been stopped, or goes on."""
+    models = evaluated / "models/tiny"
+    older, newer = (models / f"unfinished_{name}.pt" for name in ("Older", "Newer"))
+    for path in (older, newer):
+        path.write_bytes(b"")
+    os.utime(older, (0, 0))
+    done = stage(evaluated, "evaluate")
+    assert done.returncode == 0, done.stderr
+    assert (older.exists(), newer.exists()) == (False, True)
+    newer.unlink()
+
+
 def test_without_resamples_there_are_no_intervals_and_it_ends_well(evaluated: Path) -> None:
     before = (evaluated / "params.yaml").read_text()
     (evaluated / "params.yaml").write_text(before.replace("resamples: 50", "resamples: 0"))
@@ -306,7 +343,8 @@ def test_how_captions_were_decoded_stands_beside_their_score(evaluated: Path) ->
         {"sample": {"top_p": 0.9, "temperature": 1.5, "seed": 7}},
         {"sample": {"top_p": 0.9, "temperature": 1.5, "seed": 7}},
     ):
-        params["tiny"]["evaluate"] |= {"block_trigrams": None, "neighbours": 0, "sample": None, **changes}
+        rest = {"block_trigrams": None, "consensus": None, "guidance": None, "candidates": None}
+        params["tiny"]["evaluate"] |= {**rest, "neighbours": 0, "sample": None, **changes}
         (evaluated / "params.yaml").write_text(yaml.safe_dump(params))
         done = stage(evaluated, "evaluate", "--model", ours)
         assert done.returncode == 0, done.stderr

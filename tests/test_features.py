@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import io
+import json
 import os
 import re
 import shutil
@@ -185,6 +186,41 @@ def test_whole_features_are_kept_and_damaged_ones_made_again(made: Path, tmp_pat
     done = run(made)
     assert "computed again: data/tiny/features/val_pooled.npy has other bytes than its index says" in done.stdout
     assert hashes(made) == before
+
+
+def test_a_second_process_does_not_work_on_the_same_features(made: Path) -> None:
+    """As where `dvc` alone was killed: its stage works on. The one that has the lock is named; killed, it lets go."""
+    code = """
+import os, pathlib
+from stages.files import alone
+with alone(pathlib.Path("data/tiny/.features.lock"), ""):
+    os.fork() or os.execlp("sleep", "sleep", "20")
+    print("there", flush=True)
+    input()
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, cwd=made, env=environment(made), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"there\n"
+        done = run(made)
+        assert done.returncode == 1
+        assert f"stage features of profile tiny is being run by process {first.pid} on " in done.stderr
+        assert "wait until it is through, or end it, then run again" in done.stderr
+        first.kill()
+    assert "are whole" in run(made).stdout
+
+
+def test_features_without_an_array_are_made_again(made: Path, tmp_path: Path) -> None:
+    root = tmp_path / "empty"
+    shutil.copytree(made, root)
+    index = root / "data/tiny/features/index.json"
+    for array in index.parent.glob("*.npy"):
+        array.unlink()
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"sha256": {}}))
+    assert "computed again: data/tiny/features holds no array" in run(root).stdout
+    assert hashes(root) == hashes(made)
 
 
 def test_a_copy_made_for_an_experiment_links_those_of_the_repository(made: Path, tmp_path: Path) -> None:

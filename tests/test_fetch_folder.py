@@ -213,6 +213,62 @@ def test_fetch_deletes_nothing_that_it_has_not_made(home: Path, place: str) -> N
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.parametrize("name", ["mine.zip", "notes.txt", ".ipynb_checkpoints/notes.ipynb", "old.zip/a.jpg"])
+def test_fetch_deletes_no_archive_and_no_folder_that_it_has_not_made(home: Path, name: str) -> None:
+    folder = home / "data/mine/pictures"
+    own = folder / name
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    (folder / ".old.zip.17.partial").write_bytes(b"of a fetch that was killed")
+    with pytest.raises(ValueError, match=rf"{name.partition('/')[0]} is nothing that fetch has made.*: move it"):
+        fetch(home)
+    assert own.read_bytes() == b"mine"
+    (folder / name.partition("/")[0]).rename(home / "elsewhere")
+    fetch(home)
+    assert [path.name for path in folder.iterdir()] == ["pictures.zip"]
+
+
+def test_whatever_a_caption_names_counts_by_whatever_link_or_ending(home: Path) -> None:
+    linked = home / "elsewhere"
+    linked.mkdir()
+    for name in ("a.jpg", "b.jfif"):
+        (linked / name).write_bytes(picture())
+    (home / "pictures" / "linked").symlink_to(linked)
+    write_csv(home, [*ROWS, ("linked/a.jpg", "A dog ."), ("linked/b.jfif", "A dog .")])
+    assert fetch(home).keys() == {*NAMES, "linked/a.jpg", "linked/b.jfif"}
+
+
+def test_why_a_picture_was_left_out_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "pictures" / NAMES[0]).unlink()
+    (home / "pictures" / NAMES[1]).write_bytes(b"GIF89a")
+    monkeypatch.setattr("stages.fetch.folder.MAX_BYTES", 2000)
+    large = picture() + bytes(2000)
+    (home / "pictures" / NAMES[2]).write_bytes(large)
+    fetch(home, allow_missing=3)
+    found = report(home)["left_out"]
+    assert found.keys() == {*NAMES[:3]}
+    assert found[NAMES[0]] == "is not there"
+    assert found[NAMES[1]].startswith("cannot be decoded") or "GIF" in found[NAMES[1]] or "none" in found[NAMES[1]]
+    assert found[NAMES[2]] == f"has {len(large):,} bytes, more than the 2,000 allowed"
+
+
+def test_a_caption_with_a_comma_is_never_cut(home: Path) -> None:
+    rows = (home / "captions.csv").read_text().splitlines()
+    (home / "captions.csv").write_text("\n".join([*rows[:4], f"{NAMES[2]},A dog, running on grass", *rows[4:]]))
+    with pytest.raises(
+        ValueError, match=r"captions.csv, line 5: has more fields .*' running on grass'.* double quotes"
+    ):
+        fetch(home)
+
+
+def test_half_a_character_is_told_with_its_picture(home: Path) -> None:
+    lines = [json.dumps({"picture": name, "caption": said}) for name, said in ROWS]
+    lines[3] = json.dumps({"picture": ROWS[3][0], "caption": "A dog \ud83d"})
+    (home / "captions.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=rf"{ROWS[3][0]}\) has half a character, .*'A dog \\ud83d': mend it"):
+        fetch(home, "captions.jsonl")
+
+
 @pytest.mark.parametrize("damage", [None, b"", b"GIF89a"])
 def test_a_missing_or_damaged_picture_is_an_error(home: Path, damage: bytes | None) -> None:
     path = home / "pictures" / NAMES[3]

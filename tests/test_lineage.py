@@ -17,7 +17,7 @@ from stores import fresh, git
 from trained import Trained, stage
 
 from stages import compare, tracking
-from stages.lineage import md5
+from stages.provenance import md5
 from stages.register.registry import Registry
 
 MODEL = "captioner-flickr8k"

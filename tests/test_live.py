@@ -39,6 +39,7 @@ from mlflow import MlflowClient
 from openapi_spec_validator import validate
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from safetensors.torch import save_file
 from stores import fresh, serving
 from trained import Trained, stage
 
@@ -752,6 +753,27 @@ def test_a_file_that_changed_under_the_server_is_not_used(tmp_path: Path) -> Non
         Shelf([])
 
 
+def test_a_file_that_is_no_captioner_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = save_captioner(tmp_path / "whole.safetensors")
+    odd = []
+    for place, text in enumerate(("[]", "hello", '{"format": 1}', '{"format": 1, "encoder": []}')):
+        odd.append(tmp_path / f"odd{place}.safetensors")
+        save_file({"a": torch.zeros(1)}, odd[-1], {"captioner": text})
+    (found,) = around([*odd, whole], tmp_path)
+    assert found.name == "whole"
+    assert capsys.readouterr().err.count("left out: ") == len(odd)
+
+
+def test_where_no_store_is_none_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(
+        ValueError, match=r"models:/captioner@champion: there is no store at sqlite:.*: run in the repos"
+    ):
+        named(["models:/captioner@champion"], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_champion_that_is_no_captioner_hides_no_other(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -767,7 +789,7 @@ def test_a_champion_that_is_no_captioner_hides_no_other(
         client.create_registered_model(model)
         for weights in ("first", "second"):
             source, run_id = (str(repository), run.id) if model == "captioner" else ("nowhere", None)
-            client.create_model_version(model, source, run_id, {"weights_sha256": weights})
+            client.create_model_version(model, source, run_id, {"file_sha256": weights})
         client.set_registered_model_alias(model, "champion", "2")
     (found,) = around([], tmp_path)
     assert found.name == "captioner@champion"

@@ -21,11 +21,14 @@ SHIPPED = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
 GOOD: dict[str, Any] = yaml.safe_load(SHIPPED)
 
 
-def with_changes(changes: dict[str, Any], document: dict[str, Any] = GOOD) -> dict[str, Any]:
+WHOLE = ("../elsewhere", "my.data", 2014)  # names of profiles that cannot be, not keys below one
+
+
+def with_changes(changes: dict[Any, Any], document: dict[str, Any] = GOOD) -> dict[str, Any]:
     """The document with some keys (`profile.stage.key`) set, or taken out where the new value is `...`."""
     document = copy.deepcopy(document)
     for key, value in changes.items():
-        *above, last = key.split(".") if re.match(r"\w", key) else [key]
+        *above, last = [key] if key in WHOLE else key.split(".")
         block = document
         for name in above:
             block = block[name]
@@ -74,9 +77,9 @@ def test_own_pictures_are_one_block_of_settings(tmp_path: Path) -> None:
         "test_percent": 10,
         "allow_missing": 0,
     }
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**GOOD, "profile": "my-own.2", "my-own.2": mine}))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**GOOD, "profile": "my-own_2", "my-own_2": mine}))
     profile, fetch = read("fetch", tmp_path / "params.yaml")
-    assert (profile, fetch.source, fetch.picture_column, fetch.test_percent) == ("my-own.2", "folder", "picture", 10)
+    assert (profile, fetch.source, fetch.picture_column, fetch.test_percent) == ("my-own_2", "folder", "picture", 10)
 
 
 def test_settings_never_change() -> None:
@@ -159,7 +162,32 @@ MISTAKES = [
     ({"profile": "flickr30k"}, 'profile = "flickr30k" (must name a block of this file: sample, flickr8k, coco)'),
     ({"profile": 8}, "profile = 8 (must name a block"),
     ({"profile": ["sample"]}, "profile = ['sample'] (must name a block"),
-    ({"../elsewhere": GOOD["sample"]}, '"../elsewhere" (must be letters, digits, `.`, `_`, `-`: folders get a profile'),
+    ({"../elsewhere": GOOD["sample"]}, '"../elsewhere" (must be letters, digits, `_`, `-`: folders and DVC'),
+    ({"my.data": GOOD["sample"]}, '"my.data" (must be letters, digits, `_`, `-`: folders and DVC'),
+    (
+        {2014: GOOD["sample"]},
+        "2014 (must be letters, digits, `_`, `-`: folders and DVC's keys are named after it; a number",
+    ),
+    (
+        {"sample.features.weights": "IMAGENET1K_V2"},
+        "sample.features.weights = IMAGENET1K_V2 (is not of efficientnet_lite0",
+    ),
+    ({"coco.features.weights": "package"}, "coco.features.weights = package (is not of resnet50: IMAGENET1K_V1 or"),
+    (
+        {"coco.features.weights": "https://me:secret@mirror/resnet50-11ad3fa6.pth?key=secret"},
+        "coco.features.weights (must hold no password",
+    ),
+    ({"sample.train.guidance": 0.4}, "sample.train.guidance = 0.4 (leans towards what neighbours say: set train.neigh"),
+    ({"sample.evaluate.guidance": 0.4}, "sample.evaluate.guidance = 0.4 (needs neighbours: set evaluate.neighbours"),
+    (
+        {"flickr8k.evaluate.neighbours": 0, "flickr8k.evaluate.consensus": 5.0},
+        "flickr8k.evaluate.consensus = 5.0 (needs neighbours",
+    ),
+    (
+        {"sample.evaluate.sample": {"top_p": 0.9, "temperature": 1.0, "seed": 1}, "sample.evaluate.candidates": 9},
+        "sample.evaluate.candidates = 9 (are searched for",
+    ),
+    ({"sample.train.seed": 2**63}, f"sample.train.seed = {2**63} (must be less than {2**63})"),
 ]
 
 
@@ -208,7 +236,9 @@ def test_a_key_that_stands_there_twice_is_told(tmp_path: Path) -> None:
         [
             "profile: sample",
             "profile: coco",
-            SHIPPED.split("profile: sample\n", 1)[1].replace("    seed: 2015 ", "    size: 64\n    seed: 2015 ", 1),
+            SHIPPED.split("profile: sample\n", 1)[1]
+            .replace("    seed: 2015 ", "    size: 64\n    seed: 2015 ", 1)
+            .replace("      epochs: 0  ", "      epochs: 7\n      epochs: 0  ", 1),
             "coco: 1",
         ]
     )
@@ -216,6 +246,7 @@ def test_a_key_that_stands_there_twice_is_told(tmp_path: Path) -> None:
     assert [line for line in told if "keep one" in line] == [
         "profile (stands in line 1 and in line 2: keep one)",
         next(line for line in told if line.startswith("sample.fetch.size (stands in line ")),
+        next(line for line in told if line.startswith("sample.train.finetune.epochs (stands in line ")),
         next(line for line in told if line.startswith("coco (stands in line ")),
     ]
 

@@ -112,12 +112,15 @@ def test_a_broken_pack_leaves_nothing_under_the_final_name(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_link_replaces_what_was_there_and_strangers_are_removed(folder: Path, tmp_path: Path) -> None:
+def test_a_link_replaces_what_was_there_and_other_sources_archives_are_removed(folder: Path, tmp_path: Path) -> None:
     linked = tmp_path / "linked"
     pack(linked / "x.zip", [("old.jpg", b"old")])
-    pack(linked / "stray.zip", [("stray.jpg", b"")])
+    for name in ("drawn.zip", "coco2017_1000.zip", ".x.zip.17.partial"):
+        pack(linked / name, [("stray.jpg", b"")])
+    (linked / "stray.zip").symlink_to(folder / "1.zip")
     link(linked / "x.zip", folder / "2.zip", "fetch.pictures")
     keep_only(linked, ["x.zip"])
+    assert [path.name for path in linked.iterdir()] == ["x.zip"]
     assert list(Pictures(linked)) == ["b.jpg"]
     assert (linked / "x.zip").readlink().is_absolute()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from stores import git, twice
 from trained import Trained, registration, stage
 
 from stages import tracking
+from stages.files import sha256
 from stages.register.registry import Registry
+from stages.train.artifact import Artifact
+from stages.train.decoding import Decoding
 
 MODEL = "captioner-flickr8k"
 
@@ -186,6 +190,30 @@ def test_same_weights_make_one_version_and_the_same_bytes(trained: Trained) -> N
     stage("stages.register")
     assert (trained.reports / "registration.json").read_bytes() == first
     assert len(versions()) == 1
+
+
+def test_the_same_weights_with_another_decoding_are_another_version(trained: Trained) -> None:
+    """They say something else, and are served as they are."""
+    stage("stages.register")
+    trained.train(1)  # as with `-S train.guidance=0.6`: no epoch is chosen by it
+    path = trained.models / "captioner.safetensors"
+    replace(Artifact.load(path), decoding=Decoding(5, 0.7, 8)).save(path)
+    trained.measure(1.0, beam=5)
+    stage("stages.register")
+    first, second = versions()
+    assert first.tags["weights_sha256"] == second.tags["weights_sha256"]
+    assert first.tags["file_sha256"] != second.tags["file_sha256"] == sha256(path)
+    assert "with beam 5, version 1 with beam 3" in registration(trained)["verdict"]
+    assert aliases() == {"champion": 1, "challenger": 2}
+
+
+def test_the_scores_of_another_captioner_are_refused(trained: Trained) -> None:
+    measured = (trained.folder / "dvc.lock").read_text()
+    trained.train(2)
+    (trained.folder / "dvc.lock").write_text(measured)  # evaluate has not run again
+    with pytest.raises(SystemExit, match=r"metrics.json is of another captioner than .*: run `dvc repro`"):
+        stage("stages.register")
+    assert versions() == []
 
 
 def test_a_champion_that_is_measured_again_stays(trained: Trained) -> None:

@@ -55,6 +55,16 @@ def test_a_stage_run_in_the_wrong_place_says_so(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stdout, ran.stderr) == expected
 
 
+@pytest.mark.parametrize("name", ["fetch", "vocab", "features", "train"])
+def test_a_stage_has_a_help_and_takes_nothing_else(name: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    for argument, code in (("--help", 0), ("--profile", 2)):
+        command = [sys.executable, "-m", f"stages.{name}", argument]
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == code
+        assert (ran.stdout or ran.stderr).startswith(f"usage: python -m stages.{name} [-h]")
+
+
 @pytest.mark.parametrize(
     "command", ["caption", "compare", "evaluate.__main__", "lineage", "register.__main__", "release"]
 )

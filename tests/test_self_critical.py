@@ -101,6 +101,7 @@ def test_the_gradient_is_that_of_the_expected_reward(name: str) -> None:
     learned.max_words = 2
     batch = Batch([(0, [])], None)
     made.zero_grad()
+    assert learned.captions(batch) == 2000, "what was sampled, not what people said"
     step = learned.step(made, batch)
     step.loss.backward()
     found = made.output.weight.grad.clone()  # type: ignore[union-attr]

@@ -99,8 +99,10 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, template: P
         assert not (models / "captioner.safetensors").exists(), "nothing half-done under a final name"
         assert (models / "unfinished_CrossEntropy.pt").exists()
     assert (models / "unfinished_SelfCritical.pt").exists(), "the last kill came in the second part"
+    (models / ".unfinished_SelfCritical.pt.17.partial").write_bytes(b"killed while it saved")
     done = train(root)
     assert done.returncode == 0, done.stderr
+    assert not list(models.glob(".*.partial"))
     assert done.stdout.count("goes on after epoch") == 2
     assert outputs(root) == outputs(straight)
     curves = {row["step"] for row in read_json(models / "run.json")["metrics"]}
@@ -282,6 +284,8 @@ def test_some_of_the_words_read_are_what_the_decoder_would_have_said() -> None:
     counts = Counter(word for _ in range(300) for word in read(0.25)[2][1:])
     assert counts[18] / 300 == pytest.approx(0.25, abs=0.08)
     assert counts[8] / 300 == pytest.approx(0.75, abs=0.08)
+    wordless = pack_words([[1, 2], [1, 2]], [0, 1])
+    assert torch.equal(mixed(wordless, torch.zeros(2, 30), 0.5).read, wordless.read), "nothing to draw"
 
 
 def test_a_step_with_own_words_differs_and_learns() -> None:

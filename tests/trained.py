@@ -24,7 +24,7 @@ from stages.evaluate.scorecard import Training, build
 from stages.features.encoders import ENCODERS
 from stages.fetch.captions import Picture, write_captions
 from stages.files import write_json
-from stages.lineage import md5
+from stages.provenance import md5
 from stages.scorers.meteor import MeteorUnavailable
 from stages.train.artifact import Artifact
 from stages.train.decoders import Shape
@@ -112,7 +112,10 @@ class Trained:
             "vocab": (captions, [f"{data}/vocab.json"]),
             "features": (captions, [f"{data}/features"]),
             "train": ([f"{data}/vocab.json", f"{data}/features"], [f"models/{self.profile}/captioner.safetensors"]),
-            "evaluate": ([*captions], [f"{reports}/metrics.json", f"{reports}/captions_test.json"]),
+            "evaluate": (
+                [*captions, f"models/{self.profile}/captioner.safetensors"],
+                [f"{reports}/metrics.json", f"{reports}/captions_test.json"],
+            ),
         }
         entries: dict[str, Any] = {}
         for stage, (deps, outs) in stages.items():

@@ -25,7 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages import params, tracking
+from stages import params, rim, tracking
 from stages.evaluate import figures, gallery, scorecard
 from stages.evaluate.measure import attention, hypotheses, judge, per_word, rows_of_all, seen, texts, unlike
 from stages.evaluate.results import read_results, write_results
@@ -37,7 +37,6 @@ from stages.fetch.captions import Picture, read_captions
 from stages.fetch.pictures import Pictures, decode
 from stages.fetch.thumbnails import thumbnails
 from stages.files import whole, write_json
-from stages.rim import run
 from stages.scorers.score import Judge
 from stages.train.artifact import Artifact
 from stages.train.decoding import Decoding, Hypothesis
@@ -71,7 +70,8 @@ def main() -> None:
     # Opened before the work, which a store that cannot be opened would make in vain.
     record = None if options.model else tracking.reopen(models / "run.json", "evaluate", settings.model_dump())
     for unfinished in () if options.model else models.glob("unfinished_*.pt"):
-        unfinished.unlink()  # train's checkpoints: now that DVC has its outputs, it is never resumed
+        if unfinished.stat().st_mtime <= (models / "run.json").stat().st_mtime:
+            unfinished.unlink()  # train's checkpoints: now that DVC has its outputs, it is never resumed
     device = choose_device(settings.device)
     # Pictures are needed to be shown, and by a captioner that sees other than the features on disk.
     strange = any(unlike(artifact, features) for artifact in artifacts)
@@ -165,15 +165,11 @@ def read_pictures(archives: Pictures, pictures: Sequence[Picture]) -> list[Image
 
 def arguments() -> argparse.Namespace:
     """The command line; the stage itself is run without any."""
-    parser = argparse.ArgumentParser(
-        "python -m stages.evaluate",
-        description="Without options the stage, which writes reports/P, P the profile of params.yaml. With --captions "
-        "or --model it prints the score card of others' captions of the profile's pictures, and writes nothing.",
-    )
+    parser = rim.parser("python -m stages.evaluate", __doc__)
     others = parser.add_mutually_exclusive_group()
     others.add_argument("--captions", metavar="FILE", help="score this results file (COCO's format) instead of a model")
     others.add_argument(
-        "--model", action="append", metavar="FILE", help="score this captioner; given several times, they vote"
+        "--model", action="append", metavar="FILE", help="score this captioner; several vote, decoded as the first says"
     )
     parser.add_argument("--split", choices=SPLITS, help="... on this split (default: test)")
     options = parser.parse_args()
@@ -184,4 +180,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(main)
+    rim.run(main)

@@ -35,7 +35,7 @@ class Caption(NamedTuple):
 
 class Captioner:
     """Captions pictures as its artifacts were trained to see them; several of one vocabulary vote, each with the
-    encoder of its own."""
+    encoder of its own, and are decoded as the first says."""
 
     def __init__(self, artifacts: Sequence[Artifact], device: str = "auto") -> None:
         """Raises ArtifactError when the artifacts do not fit each other, or an encoder's weights are other ones."""

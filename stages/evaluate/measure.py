@@ -154,6 +154,7 @@ def unlike(artifact: Artifact, features: Features) -> str | None:
 
 def rows_of_all(pictures: Sequence[Picture], features: Features, split: str) -> list[int]:
     """The feature row of every picture of a split; ValueError where one has none: a score is of all or nothing."""
+    same_pictures(pictures, features, split)
     rows = features.rows(split)
     if missing := [picture.file_name for picture in pictures if picture.id not in rows]:
         raise ValueError(
@@ -161,6 +162,14 @@ def rows_of_all(pictures: Sequence[Picture], features: Features, split: str) -> 
             "counts only over all pictures of its split; mend them, or take them out where they come from"
         )
     return [rows[picture.id] for picture in pictures]
+
+
+def same_pictures(pictures: Sequence[Picture], features: Features, split: str) -> None:
+    """Raises ValueError where the features on disk are of other pictures, as after a checkout of other captions."""
+    if features.index["splits"][split] != [picture.id for picture in pictures]:
+        raise ValueError(
+            f"{features.folder} has other {split} pictures than captions_{split}.json: run `dvc repro features`"
+        )
 
 
 def judge(
@@ -176,6 +185,8 @@ def judge(
     for split, found in captions.items():
         neighbours = None
         if features is not None:
+            for each in (split, "train"):
+                same_pictures(pictures[each], features, each)
             # Rows are in the order of the captions file. A picture that could not be read is all zeros, near to none.
             nearest = training.floors.neighbours(features.array(split, "pooled"), features.array("train", "pooled"))
             neighbours = {picture.id: caption for picture, caption in zip(pictures[split], nearest, strict=True)}

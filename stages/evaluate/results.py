@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.fetch.captions import HALF
 from stages.files import read_json, write_json
 
 LARGEST = 256 * 2**20  # bytes; COCO's 40,775 test pictures make 4 MB
@@ -45,6 +46,8 @@ def read_results(path: str | Path, expected: Collection[int]) -> dict[int, str]:
             )
         if picture in captions:
             raise ResultsError(f"{path}: picture {picture} is captioned twice, again in entry {place}; keep one")
+        if HALF.search(caption):
+            raise ResultsError(f"{path}: entry {place} has half a character, as of an emoji cut in two: {caption!r}")
         captions[picture] = caption
     wanted = dict.fromkeys(expected)
     missing, extra = [i for i in wanted if i not in captions], [i for i in captions if i not in wanted]

@@ -44,3 +44,12 @@ def conflicts(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"evaluate.neighbours = {block['evaluate'].neighbours}",
             "asks a captioner that remembers nothing: set train.neighbours above 0, or this to null",
         )
+    neighbours = block["train"].neighbours if block["evaluate"].neighbours is None else block["evaluate"].neighbours
+    for name in ("guidance", "consensus") if not neighbours else ():
+        if value := getattr(block["evaluate"], name):
+            yield f"evaluate.{name} = {value}", "needs neighbours: set evaluate.neighbours above 0, or this to null"
+    if block["evaluate"].candidates and block["evaluate"].sample:
+        yield (
+            f"evaluate.candidates = {block['evaluate'].candidates}",
+            "are searched for, and evaluate.sample has captions drawn: set one of them to null",
+        )

@@ -15,7 +15,7 @@ from typing import Any
 import PIL
 import torch
 
-from stages import params
+from stages import params, rim
 from stages.features.device import choose_device, choose_dtype
 from stages.features.encoders import ENCODERS
 from stages.features.extract import extract
@@ -26,13 +26,12 @@ from stages.features.store import Draft, reuse
 from stages.fetch.captions import SPLITS, read_captions
 from stages.fetch.pictures import Pictures
 from stages.files import fingerprint, repository
-from stages.rim import run
 
 
 def main() -> None:
     profile, settings = params.read("features")
     assert isinstance(settings, Settings)
-    launch("features", settings.launch.processes, settings.device, partial(encode, profile, settings))
+    launch("features", profile, settings.launch.processes, settings.device, partial(encode, profile, settings))
 
 
 def encode(profile: str, settings: Settings, ranks: Ranks) -> None:
@@ -111,4 +110,5 @@ def made_by() -> list[Any]:
 
 
 if __name__ == "__main__":
-    run(main)
+    rim.parser("python -m stages.features", __doc__).parse_args()  # it has a help, and nothing to be set
+    rim.run(main)

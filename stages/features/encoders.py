@@ -52,7 +52,7 @@ class Encoder(nn.Module, ABC):
             network.load_state_dict(state)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"weights: {weights} is not a state dict of {self.name}: {reason}") from error
+            raise ValueError(f"features.weights: {weights} is not a state dict of {self.name}: {reason}") from error
         self.weights_sha256 = hash_weights(state)
         self.body = fold_batch_norms(network.eval()).to(dtype=dtype).to(memory_format=torch.channels_last)
         self.dtype = dtype
@@ -196,15 +196,17 @@ def read_state(weights: str, published: dict[str, str]) -> dict[str, Tensor]:
     place = published.get(weights, weights)
     path = fetched(weights, place) if "://" in place else named(place)
     if not path.is_file():
-        raise ValueError(f"weights: {path} is not a file: {choices}")
+        raise ValueError(f"features.weights: {path} is not a file: {choices}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or unsafe file; all mean the same
         raise ValueError(
-            f"weights: {path} is not a whole, safe state dict ({type(error).__name__}): {choices}"
+            f"features.weights: {path} is not a whole, safe state dict ({type(error).__name__}): {choices}"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"weights: {path} holds {type(state).__name__}, not a state dict of tensors: {choices}")
+        raise ValueError(
+            f"features.weights: {path} holds {type(state).__name__}, not a state dict of tensors: {choices}"
+        )
     return state
 
 
@@ -218,8 +220,8 @@ def fetched(weights: str, address: str) -> Path:
     promised = re.fullmatch(r".+-([0-9a-f]{8,64})\.\w+", path.name)
     if promised is None:
         raise ValueError(
-            f"weights: {address} must end in -HASH.pth, with at least the first 8 digits of the file's SHA-256, as "
-            "torchvision's files do: without them nobody could tell what came"
+            f"features.weights: {address} must end in -HASH.pth, with at least the first 8 digits of the file's "
+            "SHA-256, as torchvision's files do: without them nobody could tell what came"
         )
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(60)  # seconds; torch.hub itself would wait for a silent server for ever
@@ -229,15 +231,17 @@ def fetched(weights: str, address: str) -> Path:
             torch.hub.download_url_to_file(address, str(path), promised[1], progress=sys.stderr.isatty())
     except OSError as error:  # no network, no such file, a time-out: urllib's errors are of this kind
         raise ValueError(
-            f"weights: {weights} could not be downloaded from {address} ({error}): put {path.name} into {path.parent} "
-            "(TORCH_HOME moves it), or set features.weights to a mirror's address of it or to a local state dict"
+            f"features.weights: {weights} could not be downloaded from {address} ({error}): put {path.name} into "
+            f"{path.parent} (TORCH_HOME moves it), or set it to a mirror's address of the file or to a local state dict"
         ) from error
     except RuntimeError as error:  # torch.hub's word for a wrong hash; it keeps nothing then
-        raise ValueError(f"weights: {address} came damaged, or is another file ({error}): try again") from error
+        raise ValueError(
+            f"features.weights: {address} came damaged, or is another file ({error}): try again"
+        ) from error
     finally:
         socket.setdefaulttimeout(patience)
     if not (found := sha256(path)).startswith(promised[1]):
-        raise ValueError(f"weights: {path} has SHA-256 {found}, which its name does not promise: delete it")
+        raise ValueError(f"features.weights: {path} has SHA-256 {found}, which its name does not promise: delete it")
     return path
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from stages.features.device import choose_device
+from stages.files import alone
 from stages.rim import MISTAKES, sentence
 
 T = TypeVar("T")
@@ -85,19 +87,24 @@ class Ranks:
         torch.manual_seed(int(np.random.SeedSequence([*numbers, self.rank]).generate_state(1)[0]))
 
 
-def launch(stage: str, processes: int | Literal["auto"], device: str, work: Callable[[Ranks], None]) -> None:
+def launch(
+    stage: str, profile: str, processes: int | Literal["auto"], device: str, work: Callable[[Ranks], None]
+) -> None:
     """Has the stage's `work` done by as many processes as are asked for; by this one alone where that is one.
 
-    `auto` is one per CUDA device, else one. In a process that torchrun started, `work` is done as its rank.
+    `auto` is one per CUDA device, else one. In a process that torchrun started, `work` is done as its rank. Raises
+    BusyError where the stage is at work on the same profile already, as it is after a kill of `dvc` alone.
     """
-    devices = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    count = max(1, devices) if processes == "auto" else processes
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         join(device, work)
-    elif count > 1:
-        start(stage, count)
-    else:
-        work(Ranks())
+        return
+    devices = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    count = max(1, devices) if processes == "auto" else processes
+    with alone(Path("data") / profile / f".{stage}.lock", f"stage {stage} of profile {profile} is being run"):
+        if count > 1:
+            start(stage, count)
+        else:
+            work(Ranks())
 
 
 def start(stage: str, processes: int) -> None:

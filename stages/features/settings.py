@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from stages.params import Launch, Section
+
+# What `weights` may name, beside an address and a file: encoders.py has the networks, whose import takes seconds.
+PUBLISHED = {
+    "efficientnet_lite0": ("package",),
+    "efficientnet_lite2": ("package",),
+    "resnet50": ("IMAGENET1K_V1", "IMAGENET1K_V2"),
+}
 
 
 class Settings(Section):
@@ -22,3 +31,17 @@ class Settings(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     allow_unreadable: int = Field(ge=0)
     launch: Launch
+
+
+def conflicts(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields (key, rule broken) for weights that the encoder cannot have, or that would tell a secret."""
+    encoder, weights = block["features"].encoder, block["features"].weights
+    of_others = {name for names in PUBLISHED.values() for name in names} - {*PUBLISHED[encoder]}
+    if weights in of_others:
+        yield f"features.weights = {weights}", f"is not of {encoder}: {' or '.join(PUBLISHED[encoder])}, or a file"
+    address = urlsplit(weights)
+    if address.scheme and (address.username or address.password or address.query):
+        yield (
+            "features.weights",
+            "must hold no password, key or query: it is published with the captioner; download the file and name that",
+        )

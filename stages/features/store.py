@@ -90,6 +90,8 @@ class Features:
 
     def damage(self) -> str | None:
         """None when every array has the bytes that the index promises, else a sentence about one that has not."""
+        if not self.index["sha256"]:
+            return f"{self.folder} holds no array"
         for name, promised in self.index["sha256"].items():
             path = self.folder / name
             if not path.is_file():

@@ -70,4 +70,5 @@ def _agree(splits: dict[str, list[Picture]], pictures: Pictures) -> None:
 
 
 if __name__ == "__main__":
+    rim.parser("python -m stages.fetch", __doc__).parse_args()  # it has a help, and nothing to be set
     rim.run(main)

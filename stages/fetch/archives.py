@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,6 +46,13 @@ def link(path: Path, target: Path, setting: str) -> None:
     partial.replace(path)
 
 
+# What any source of fetch leaves in data/P/pictures, beside links and hidden files of its own.
+MADE = re.compile(
+    r"drawn\.zip|pictures\.zip|coco\d{4}_\d+\.zip|(train|val)\d{4}\.txt|(Flicker8k_Dataset|Flickr8k_Dataset|Images)\.zip"
+    r"|\..+\.(partial|lock|checked|from)"
+)
+
+
 def keep_only(folder: Path, names: Iterable[str]) -> None:
     """Removes files of an earlier source or a broken run: whatever archive lies in the folder counts as pictures.
 
@@ -53,7 +61,7 @@ def keep_only(folder: Path, names: Iterable[str]) -> None:
     keep = set(names)
     others = [path for path in folder.iterdir() if path.name not in keep]
     for path in others:
-        if not (path.is_symlink() or path.suffix in (".zip", ".txt") or path.name.startswith(".")):
+        if not (path.is_symlink() or (path.is_file() and MADE.fullmatch(path.name))):
             raise ValueError(
                 f"{path} is nothing that fetch has made, and {folder} holds nothing else: move it elsewhere"
             )

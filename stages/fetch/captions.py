@@ -24,6 +24,7 @@ from pycocotools.coco import COCO
 from stages.files import read_json, whole
 
 SPLITS = ("train", "val", "test")
+HALF = re.compile(r"[\ud800-\udfff]")  # of a character; JSON can say it, and no file can hold it
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,14 @@ def _check(picture: Picture, names: set[str], uncaptioned: bool) -> None:
     names.add(picture.file_name)
     if not picture.captions and not uncaptioned:
         raise CaptionsError(f"picture {picture.id} ({picture.file_name}) has no caption")
-    if not all(caption.strip() for caption in picture.captions):
-        raise CaptionsError(f"picture {picture.id} ({picture.file_name}) has an empty caption")
+    for caption in picture.captions:
+        if not caption.strip():
+            raise CaptionsError(f"picture {picture.id} ({picture.file_name}) has an empty caption")
+        if HALF.search(caption):
+            raise CaptionsError(
+                f"picture {picture.id} ({picture.file_name}) has half a character, as of an emoji cut in two, in its "
+                f"caption {caption!r}: mend it"
+            )
 
 
 def write_captions(path: str | Path, pictures: Iterable[Picture], info: dict[str, Any]) -> None:

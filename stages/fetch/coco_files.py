@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from stages.fetch.archives import pack
 from stages.fetch.captions import Picture, check_name, read_captions
-from stages.fetch.download import alone, check, download, make_sure_of_room, memory, partial_path
+from stages.fetch.download import check, download, make_sure_of_room, memory, partial_path
 from stages.fetch.remote import Remote, RemoteError
 from stages.fetch.remote_zip import RemoteZip
 from stages.fetch.settings import Coco
-from stages.files import fingerprint, named, shown, whole
+from stages.files import alone, fingerprint, named, shown, whole
 
 # Bytes (None: COCO does not say) and md5 of the files below base_url.
 OFFICIAL: dict[str, tuple[int | None, str]] = {
@@ -179,7 +179,7 @@ class CocoFiles:
 
         self._downloads.mkdir(parents=True, exist_ok=True)
         make_sure_of_room(self._downloads, {path.name: 2 * sum(sizes.values())})
-        with alone(self._downloads / path.name), bar:
+        with alone(self._downloads / f".{path.name}.lock", f"{path} is being downloaded"), bar:
             pack(path, pictures())
         for partial in kept.values():
             partial.unlink(missing_ok=True)

@@ -22,17 +22,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial as bound
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-import zc.lockfile  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from stages.fetch.remote import PIECE, SEGMENT, Patience, Remote, in_order
-from stages.files import read_json, whole, write_json
+from stages.files import alone, read_json, whole, write_json
 
 TRIAL = 32 << 20  # bytes that one connection brings first
 FAST = 200 << 20  # bytes a second; a connection that brings so many is left alone: hashing is hardly faster
@@ -57,11 +55,11 @@ def download(
 
     Without `md5`, the size that the server names is all there is to compare with, and one from another address is
     another file, which stays until this one has come. Raises DownloadError, or RemoteError where the server does not
-    deliver; what has arrived by then is kept for the next call.
+    deliver, what has arrived by then being kept for the next call; BusyError where another process downloads it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     origin, expected = path.with_name(f".{path.name}.from"), _expected(url, md5)
-    with alone(path):
+    with alone(path.with_name(f".{path.name}.lock"), f"{path} is being downloaded"):
         if path.exists() and md5 is None and not origin.exists():  # nobody knows: as if it came from here
             _note(origin, expected)
         if path.exists() and (md5 is not None or origin.read_text() == expected):
@@ -211,23 +209,6 @@ class _Aside:
         if error is None:
             for call in self._calls:
                 call.result()
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Keeps other processes from the same file. Raises DownloadError that names the one that has it."""
-    place = path.with_name(f".{path.name}.lock")
-    try:
-        lock = zc.lockfile.LockFile(place, content_template="process {pid} on {hostname}")
-    except zc.lockfile.LockError:
-        owner = place.read_text().strip() or "another process"
-        raise DownloadError(
-            f"{path} is being downloaded by {owner}: wait until it is through, then run again"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.close()
 
 
 def _hash(path: Path) -> str:

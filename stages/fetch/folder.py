@@ -40,9 +40,9 @@ def fetch_folder(settings: Folder, data: Path) -> tuple[dict[str, list[Picture]]
     keep_clear(data / "pictures", "fetch.captions", named(settings.captions))
     entries = read_entries(named(settings.captions), settings.picture_column, settings.caption_column)
     captioned = [entry for entry in entries if entry.captions]
-    members = _archive(named(settings.pictures), data / "pictures", captioned, settings.allow_missing)
+    members, missing = _archive(named(settings.pictures), data / "pictures", captioned, settings.allow_missing)
     names = [members.get(entry.file_name, entry.file_name) for entry in captioned]
-    sizes, unusable = decodable(Pictures(data / "pictures"), names, settings.allow_missing)
+    sizes, unusable = decodable(Pictures(data / "pictures"), names, settings.allow_missing, missing)
     splits: dict[str, list[Picture]] = {split: [] for split in SPLITS}
     for entry, member in zip(captioned, names, strict=True):
         if member in sizes:
@@ -96,6 +96,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         for row in reader:
+            if None in row:  # what DictReader has no column for
+                raise CaptionsError(
+                    f"{path}, line {reader.line_num}: has more fields than the header, {row[None]!r} at its end: a "
+                    "caption with a comma must stand in double quotes"
+                )
             yield reader.line_num, row
     except csv.Error as error:
         raise CaptionsError(f"{path}, line {reader.line_num + 1}: is not CSV: {error}") from error
@@ -116,8 +121,11 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _archive(pictures: Path, folder: Path, entries: list[Picture], allow_missing: int) -> dict[str, str]:
-    """Has the pictures in one archive in `folder`; returns the member of every picture that is there, by its name."""
+def _archive(
+    pictures: Path, folder: Path, entries: list[Picture], allow_missing: int
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Has the pictures in one archive in `folder`. Returns the member of every picture that is there, by its name, and
+    why those that were left out cannot be."""
     if is_archive(pictures) and pictures.is_file():
         names = [name for name in Pictures(pictures) if _is_picture(name)]
         tops = {name.partition("/")[0] if "/" in name else "" for name in names}
@@ -126,23 +134,24 @@ def _archive(pictures: Path, folder: Path, entries: list[Picture], allow_missing
         keep_only(folder, [pictures.name])
         as_they_are = {name: name for name in names}
         if any(entry.file_name in as_they_are for entry in entries):
-            return as_they_are
-        return {name.removeprefix(top): name for name in names}
+            return as_they_are, {}
+        return {name.removeprefix(top): name for name in names}, {}
     if not pictures.is_dir():
         raise PictureError(f"fetch.pictures: {pictures} is neither a folder nor a zip archive")
     found = (path.relative_to(pictures).as_posix() for path in sorted(pictures.rglob("*")) if path.is_file())
     members = {name: name for name in found if _is_picture(name)}
     missing = {}
     for name in (entry.file_name for entry in entries):
-        if name not in members:
+        if not (pictures / name).is_file():
             missing[name] = "is not there"
         elif (size := (pictures / name).stat().st_size) > MAX_BYTES:
             missing[name] = f"has {size:,} bytes, more than the {MAX_BYTES:,} allowed"
     refuse(missing, allow_missing)
+    # Whatever a caption names counts, by whatever link or ending: what it is, decoding says.
     wanted = sorted(entry.file_name for entry in entries if entry.file_name not in missing)
     pack(folder / ARCHIVE, ((name, (pictures / name).read_bytes()) for name in wanted))
     keep_only(folder, [ARCHIVE])
-    return members
+    return members | {name: name for name in wanted}, missing
 
 
 def _is_picture(name: str) -> bool:

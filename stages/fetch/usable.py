@@ -3,7 +3,7 @@ before anything is built on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -17,15 +17,17 @@ T = TypeVar("T")
 
 
 def decodable(
-    pictures: Pictures, names: Sequence[str], allow_missing: int
+    pictures: Pictures, names: Sequence[str], allow_missing: int, missing: Mapping[str, str] | None = None
 ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """Decodes every named picture.
+    """Decodes every named picture but those of which `missing` says why they are not there.
 
     Returns the upright (width, height) of those that can be used and, for at most `allow_missing` others, why not.
     Raises PictureError where there are more.
     """
-    results = list(zip(names, over(pictures, names, _size, "checking"), strict=True))
-    unusable = {name: why for name, why in results if isinstance(why, str)}
+    missing = missing or {}
+    there = [name for name in names if name not in missing]
+    results = list(zip(there, over(pictures, there, _size, "checking"), strict=True))
+    unusable = {**missing} | {name: why for name, why in results if isinstance(why, str)}
     refuse(unusable, allow_missing)
     return {name: size for name, size in results if not isinstance(size, str)}, unusable
 

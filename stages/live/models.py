@@ -127,7 +127,11 @@ def champions() -> list[str]:
 
 def fetched(uri: str, folder: Path) -> Choice:
     """A version of the registry as a choice, its captioner copied into `folder`. Raises StoreError where there is no
-    such version, ArtifactError where it holds no captioner."""
+    such version, ArtifactError where it holds no captioner, ValueError where there is no store or no such alias."""
+    if tracking.absent():
+        raise ValueError(
+            f"{uri}: there is no store at {tracking.place()}: run in the repository, or set MLFLOW_TRACKING_URI"
+        )
     model, at, alias = uri.removeprefix(URI).partition("@")
     if not at:
         model, _, alias = model.rpartition("/")
@@ -136,7 +140,9 @@ def fetched(uri: str, folder: Path) -> Choice:
     number = str(aliases.get(alias, alias))
     if not number.isdecimal():
         known = " and ".join(aliases) or "no alias"
-        raise ValueError(f"{uri}: the registry knows {known} of {model or 'it'}: name one of its versions")
+        raise ValueError(
+            f"{uri}: the registry in {tracking.place()} knows {known} of {model or 'it'}: name one of its versions"
+        )
     version = registry.get(number)
     with tracking.problems():
         client = tracking.store()

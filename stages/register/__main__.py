@@ -14,10 +14,11 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stages import params, provenance, tracking
+from stages import params, provenance, rim, tracking
 from stages.evaluate.results import read_results
 from stages.fetch.captions import read_captions
 from stages.files import fingerprint, read_json, sha256, write_json
@@ -26,7 +27,6 @@ from stages.register.gate import Candidate, Verdict, judge
 from stages.register.package import build
 from stages.register.registry import Registry, Version
 from stages.register.settings import Settings
-from stages.rim import run
 from stages.scorers.score import score
 from stages.train.artifact import read_metadata
 
@@ -50,6 +50,11 @@ class Model:
     def weights(self) -> str:
         return str(self.metadata["weights_sha256"])
 
+    @cached_property
+    def file(self) -> str:
+        """Hash of the captioner's bytes."""
+        return sha256(self.captioner)
+
     @property
     def pictures(self) -> str:
         """Hash of what it was measured on."""
@@ -69,7 +74,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; DVC uses none of it."""
-    found = argparse.ArgumentParser("python -m stages.register", description="Registers the trained model in MLflow.")
+    found = rim.parser("python -m stages.register", __doc__)
     found.add_argument("--demote", action="store_true", help="take `champion` from its version, for good")
     found.add_argument("--because", metavar="TEXT", help="why it is demoted, for the history")
     return found
@@ -92,7 +97,7 @@ def register(profile: str, settings: Settings) -> None:
         record.score(model.metrics)  # where evaluate could not write them, or the run was rebuilt
         registry = Registry(settings.model)
         with registry.alone():
-            version = registry.find(model.weights) or add(registry, record, model)
+            version = registry.find(model.file) or add(registry, record, model)
             verdict = settle(registry, version, model)
         record.tag({"register.version": version.number, "register.verdict": verdict.sentence})
     write_json(
@@ -109,9 +114,13 @@ def register(profile: str, settings: Settings) -> None:
 
 
 def read(profile: str) -> Model:
-    """Everything that register reads, but for the run."""
+    """Everything that register reads, but for the run. Raises ValueError where the scores are of another captioner."""
     reports = Path("reports") / profile
     captioner = Path("models") / profile / "captioner.safetensors"
+    metadata = read_metadata(captioner)
+    for measured in provenance.locked().get("evaluate", {}).get("deps", ()):
+        if Path(measured.path) == captioner and measured.md5 != provenance.md5(captioner):
+            raise ValueError(f"{reports / 'metrics.json'} is of another captioner than {captioner}: run `dvc repro`")
     record = {name: reports / name for name in ("metrics.json", "captions_test.json", "fetch.json")}
     record |= {name: Path(name) for name in ("dvc.lock", "dvc.yaml", "params.yaml") if Path(name).exists()}
     pictures = read_captions(Path("data") / profile / "captions_test.json")
@@ -119,7 +128,7 @@ def read(profile: str) -> Model:
     return Model(
         profile,
         captioner,
-        read_metadata(captioner),
+        metadata,
         read_json(record["fetch.json"])["source"],
         read_json(record["metrics.json"]),
         read_results(record["captions_test.json"], references),
@@ -136,7 +145,7 @@ def add(registry: Registry, record: tracking.Run, model: Model) -> Version:
     )
     tags = {
         "weights_sha256": model.weights,
-        "file_sha256": sha256(model.captioner),
+        "file_sha256": model.file,
         "profile": model.profile,
         "cider": f"{model.metrics['test']['cider']:.4f}",
     }
@@ -208,4 +217,4 @@ def cider(captions: Mapping[int, str], references: Mapping[int, Sequence[str]]) 
 
 
 if __name__ == "__main__":
-    run(main)
+    rim.run(main)

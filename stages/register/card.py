@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.evaluate.scorecard import ROWS, markdown
+from stages.files import shown
 
 
 def write_card(
@@ -21,12 +22,13 @@ def write_card(
     """The card of the captioner with `metadata` (its artifact's) and the score cards `metrics`, by split; `registered`
     says whether it is a version of the registry, whose chain can be checked."""
     encoder, shape = metadata["encoder"], metadata["shape"]
+    weights = shown(encoder["weights"])
     tuned = "its last layers tuned" if "tuned_sha256" in encoder else "frozen"
     chain = f"\n`python -m stages.lineage {model}/VERSION` checks the chain back to the data." if registered else ""
     decoder = ", ".join(f"{key} {value}" for key, value in shape.items())
     return f"""# {model}
 
-Describes photographs in one English sentence. Encoder {encoder["encoder"]} ({tuned}, weights {encoder["weights"]}); \
+Describes photographs in one English sentence. Encoder {encoder["encoder"]} ({tuned}, weights {weights}); \
 {decoder}; {len(metadata["vocabulary"]):,} words.
 
 Made by profile `{profile}` (pictures: {source}) from commit `{commit or "none"}`; sha256 of the weights:

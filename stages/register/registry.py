@@ -57,11 +57,16 @@ class Registry:
         with tracking.locked(folder / f"register-{self.model}"):
             yield
 
-    def find(self, weights_sha256: str) -> Version | None:
-        """The version with these weights, the oldest where there are several."""
+    def having(self, tag: str, value: str) -> list[Version]:
+        """The versions whose `tag` is `value`, oldest first."""
         found = tracking.every(partial(self._client.search_model_versions, f"name = '{self.model}'"))
-        same = [self._version(each) for each in found if each.tags.get("weights_sha256") == weights_sha256]
-        return min(same, key=lambda version: version.number, default=None)
+        same = [self._version(each) for each in found if each.tags.get(tag) == value]
+        return sorted(same, key=lambda version: version.number)
+
+    def find(self, file_sha256: str) -> Version | None:
+        """The version that is this very captioner, the oldest where there are several. Its weights alone do not make
+        it: with other words or decoding it says something else."""
+        return next(iter(self.having("file_sha256", file_sha256)), None)
 
     def get(self, number: int | str) -> Version:
         """The version of this number. Raises StoreError where there is none."""
@@ -80,14 +85,14 @@ class Registry:
 
     def add(self, run: tracking.Run, folder: Path, tags: Mapping[str, str], card: str) -> Version:
         """Copies `folder` into the run and makes it a version, in this order: a version is whole from its first moment.
-        tags must name `weights_sha256`."""
+        tags must name `file_sha256`."""
         with tracking.problems():
             if self._registered() is None:
                 self._client.create_registered_model(self.model)
             self._client.log_artifacts(run.id, str(folder), FOLDER)
             source = f"{self._client.get_run(run.id).info.artifact_uri}/{FOLDER}"
             made = self._client.create_model_version(self.model, source, run.id, dict(tags), description=card)
-            found = self.find(tags["weights_sha256"])
+            found = self.find(tags["file_sha256"])
             assert found is not None
             if found.number != int(made.version):  # another machine was quicker
                 self._client.delete_model_version(self.model, made.version)

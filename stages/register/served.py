@@ -60,8 +60,8 @@ with warnings.catch_warnings():
         def predict(
             self, context: Any, model_input: list[Any], params: dict[str, Any] | None = None
         ) -> list[dict[str, Any]]:
-            """Captions for every picture. params: `beam` captions are kept while decoding (0: as the model was
-            measured), of which the `n` best are returned (0: all)."""
+            """Captions for every picture. params: `beam` captions are kept while decoding (0: as the captioner
+            says), of which the `n` best are returned (0: all)."""
             beam, n = _count("beam", params), _count("n", params)
             if not model_input:
                 raise Refused('there is no picture in the request: {"inputs": ["<base64>"]}')

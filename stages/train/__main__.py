@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from stages import params
+from stages import params, rim
 from stages.features.device import choose_device, choose_dtype, set_threads
 from stages.features.device import describe as describe_device
 from stages.features.launch import Ranks, launch
@@ -25,7 +25,6 @@ from stages.fetch.captions import read_captions
 from stages.fetch.pictures import Pictures
 from stages.files import fingerprint, whole, write_json
 from stages.recorder import Recorder
-from stages.rim import run
 from stages.scorers.score import Judge
 from stages.train.artifact import Artifact, load_encoder
 from stages.train.batches import Examples, Source
@@ -43,13 +42,15 @@ from stages.vocab.vocabulary import Vocabulary
 def main() -> None:
     profile, settings = params.read("train")
     assert isinstance(settings, Settings)
-    launch("train", settings.launch.processes, settings.device, partial(train, profile, settings))
+    launch("train", profile, settings.launch.processes, settings.device, partial(train, profile, settings))
 
 
 def train(profile: str, settings: Settings, ranks: Ranks) -> None:
     """All ranks learn together; rank 0 alone scores, writes and keeps the record."""
     data, models, reports = (Path(top) / profile for top in ("data", "models", "reports"))
     record = None if ranks.rank else Recorder()  # first of all: it loads MLflow beside what follows
+    for left in () if ranks.rank else models.glob(".unfinished_*.partial"):
+        left.unlink()  # of a process that was killed while it saved
 
     threads = set_threads(settings.threads)
     device = choose_device(settings.device)
@@ -235,4 +236,5 @@ def write_training(path: Path, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    rim.parser("python -m stages.train", __doc__).parse_args()  # it has a help, and nothing to be set
+    rim.run(main)

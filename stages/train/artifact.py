@@ -88,7 +88,8 @@ class Artifact:
         try:
             decoder = build(Shape(**metadata["shape"]))
             with safe_open(path, framework="pt") as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                # Copied: it would change with the file, which somebody may write anew.
+                state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
             if hash_weights(state) != metadata["weights_sha256"]:
                 raise ArtifactError(f"{path}: its weights are not those that its metadata names: {CURE}")
             parts: dict[str, dict[str, Tensor]] = {"decoder": {}, "encoder": {}, "memory": {}}
@@ -101,7 +102,9 @@ class Artifact:
             if len(vocabulary.words) != decoder.shape.words:
                 raise ArtifactError(f"{path}: {len(vocabulary.words)} words for {decoder.shape.words} outputs: {CURE}")
             decoding = Decoding(**metadata["decoding"])
-        except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except ArtifactError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f"{path} is not a captioner of this version ({error}): {CURE}") from error
         hashed = metadata["weights_sha256"]
         return cls(decoder.eval(), vocabulary, metadata["encoder"], decoding, hashed, parts["encoder"], memory)
@@ -124,6 +127,8 @@ def remembered(artifacts: Sequence[Artifact]) -> list[Consensus | None]:
     ]
 
 
+KINDS = {"shape": dict, "vocabulary": list, "encoder": dict, "decoding": dict, "weights_sha256": str}
+ENCODER_KINDS = {"encoder": str, "weights": str, "weights_sha256": str, "precision": str, "preprocessing": dict}
 CURE = "pull it again (`dvc pull`) or train it (`dvc repro`)"
 
 
@@ -140,12 +145,20 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} ({size:,} bytes) is cut or no safetensors file ({error}): {CURE}") from error
     if text is None:
         raise ArtifactError(f"{path} is a safetensors file, but no captioner: it lacks the metadata `captioner`")
-    metadata: dict[str, Any] = json.loads(text)
-    if metadata.get("format") != FORMAT:
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"{path}: its metadata is no JSON ({error}): {CURE}") from None
+    written = metadata.get("format") if isinstance(metadata, dict) else None
+    if written != FORMAT:
         raise ArtifactError(
-            f"{path} has format {metadata.get('format')}, this version reads {FORMAT}: use the version that wrote it"
+            f"{path} has format {written!r}, this version reads {FORMAT}: use the version that wrote it"
         )
-    return metadata
+    for what, kinds in ((metadata, KINDS), (metadata.get("encoder"), ENCODER_KINDS)):
+        for key, kind in kinds.items():
+            if not isinstance(found := what.get(key), kind):
+                raise ArtifactError(f"{path}: {key} must be {kind.__name__} in its metadata, not {found!r:.80}: {CURE}")
+    return dict(metadata)
 
 
 def load_encoder(named: Mapping[str, Any], tuned: Mapping[str, Tensor], device: torch.device) -> Encoder:
@@ -164,7 +177,7 @@ def load_encoder(named: Mapping[str, Any], tuned: Mapping[str, Tensor], device: 
     encoder = kind(weights, dtype).to(device)
     if encoder.weights_sha256 != named["weights_sha256"]:
         raise ArtifactError(
-            f"the weights {named['weights']} of {named['encoder']} here have hash {encoder.weights_sha256[:12]}, the "
+            f"the weights {shown(weights)} of {named['encoder']} here have hash {encoder.weights_sha256[:12]}, the "
             f"captioner was trained on {named['weights_sha256'][:12]}: get the same file, or train again (`dvc repro`)"
         )
     try:

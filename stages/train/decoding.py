@@ -1,15 +1,17 @@
 """From pictures to captions, whole batches at a time, by one decoder or by the mean of several.
 
-Shapes: P pictures still at work, K = beam, V vocabulary, T words written so far
+Shapes: P pictures still at work, K captions of each that are written (one, before the beam has its first words),
+        V vocabulary, T words written so far; states of decoders have rows of their own, see decoders.py
 
-Every operation is over (P, K); a picture whose captions are found leaves the beam search. Decoded in float32: in
-bfloat16 equal scores are common and their order depends on the batch.
+Every choice is made for all (P, K) at once; a picture whose captions are found leaves the beam search. Decoded in
+float32: in bfloat16 equal scores are common and their order depends on the batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -41,10 +43,20 @@ class Decoding:
     temperature: float = 1.0  # divides log-probabilities before words are drawn
     seed: int = 1  # of what is drawn
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where a file says what cannot be."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            least = 1 if field.name in ("beam", "max_words") else 0
+            fits = type(value) in ((int, float) if kind is float else (kind,))
+            if not (fits and least <= value < math.inf):
+                raise ValueError(f"decoding: {field.name} = {value!r} (must be {kind.__name__}, at least {least})")
+
     def as_dict(self) -> dict[str, Any]:
         """What a score card and an artifact say: what is off is left out, so that older cards compare."""
         switches = ("block_trigrams", "block_endings", "neighbours", "guidance", "candidates", "top_p")
         off = {name for name in switches if not getattr(self, name)}
+        off |= {"candidates"} if self.candidates <= self.beam else set()
         off |= {"temperature", "seed"} if "top_p" in off else {"candidates"}  # what is drawn is not searched for
         off |= {"consensus", "guidance"} if "neighbours" in off else set()
         return {name: value for name, value in asdict(self).items() if name not in off}

@@ -207,8 +207,8 @@ class Training:
         batches = self.objective.batches(generator(plan, progress.epoch))
         self.decoder.train()
         bar = tqdm(
-            total=sum(batch.captions for batch in batches),
-            initial=sum(batch.captions for batch in batches[: progress.step]),
+            total=sum(self.objective.captions(batch) for batch in batches),
+            initial=sum(self.objective.captions(batch) for batch in batches[: progress.step]),
             desc=f"epoch {progress.epoch + 1}/{plan.epochs}",
             unit="captions",
             disable=None if self.ranks.rank == 0 else True,
@@ -227,8 +227,8 @@ class Training:
             progress.step = number + 1
             progress.total += total
             progress.weight += int(count)
-            progress.captions += batches[number].captions
-            bar.update(batches[number].captions)
+            progress.captions += self.objective.captions(batches[number])
+            bar.update(self.objective.captions(batches[number]))
             if number % 20 == 0:
                 bar.set_postfix_str(f"{self.objective.column} {progress.total / progress.weight:.3f}", refresh=False)
             if stopping:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from stages.scorers.ptb import tokenize
 from stages.train.batches import Batch, Examples, Source, in_batches, in_order, in_rounds
 from stages.train.decoders import Context, Decoder, Words, pack_words
 from stages.train.decoding import NEVER, sample
+from stages.train.packed_lstm import rows_before
 from stages.vocab.vocabulary import END, PAD, START, Vocabulary
 
 Forward = Callable[[Tensor, Tensor | None, Words], Tensor]  # pooled (P, C), grid (P, R, C) or None, words -> (N, V)
@@ -66,6 +66,10 @@ class Objective(ABC):
     @abstractmethod
     def step(self, decoder: Decoder, batch: Batch, forward: Forward | None = None) -> Step:
         """The batch's loss, with gradients; `forward` is the decoder's TeacherForcing where it is not the plain one."""
+
+    def captions(self, batch: Batch) -> int:
+        """How many captions are learned from in it."""
+        return batch.captions
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The batch's features, brought to the device: pooled (P, C), grid (P, R, C) or None."""
@@ -141,11 +145,8 @@ class CrossEntropy(Objective):
 def mixed(words: Words, logits: Tensor, share: float) -> Words:
     """Scheduled sampling (1506.03099), of all words at once (1906.04331): a share of the words that are read is drawn
     from what the decoder, given people's words, said for that place: logits (N, V). What is to be predicted stays."""
-    first, sizes = int(words.batch_sizes[0]), words.batch_sizes.tolist()
-    starts = [0, *accumulate(sizes)]
-    # For every word but the first ones, the row of its caption's word before: there it was predicted.
-    before = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, sizes[1:], strict=False)])
-    logits = logits[before.to(logits.device)]
+    first = int(words.batch_sizes[0])
+    logits = logits[rows_before(words.batch_sizes.tolist()).to(logits.device)]  # where each was predicted
     logits[:, [*NEVER, END]] = -torch.inf
     own = torch.multinomial(logits.softmax(-1), 1)[:, 0]
     read = words.read.clone()
@@ -180,6 +181,9 @@ class SelfCritical(Objective):
     def batches(self, generator: np.random.Generator) -> list[Batch]:
         groups = in_rounds(self.examples, max(map(len, self.examples.captions)), generator)  # every picture once
         return in_batches(groups, self.pictures, self.source.mirror, generator)
+
+    def captions(self, batch: Batch) -> int:
+        return len(batch.groups) * self.samples
 
     def step(self, decoder: Decoder, batch: Batch, forward: Forward | None = None) -> Step:
         features = self.features(batch)

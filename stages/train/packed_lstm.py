@@ -31,6 +31,12 @@ def packed_lstm(lstm: nn.LSTM, x: Tensor, sizes: Tensor) -> Tensor:
     return h
 
 
+def rows_before(sizes: list[int]) -> Tensor:
+    """For every word but the captions' first ones, packed as `sizes` says, the row of its caption's word before it."""
+    earlier = zip([0, *accumulate(sizes)], sizes[1:], strict=False)
+    return torch.cat([torch.arange(0), *(torch.arange(start, start + count) for start, count in earlier)])
+
+
 class Recurrence(torch.autograd.Function):
     """From the gates' sums over the input to h. Products in the input's precision, states at least in float32."""
 
@@ -66,11 +72,8 @@ class Recurrence(torch.autograd.Function):
         """Gradient of h (N, H) -> gradients of x (N, 4 H) and weight (4 H, H)."""
         weight, gates, cells, tanh_cells, h = ctx.saved_tensors
         sizes = ctx.sizes
-        starts = [0, *accumulate(sizes)]
+        starts, previous = [0, *accumulate(sizes)], rows_before(sizes)
         i, f, g, o = gates.chunk(4, 1)
-        # For every word but the first ones, the row of its caption's word before.
-        earlier = zip(starts, sizes[1:], strict=False)
-        previous = torch.cat([torch.arange(0), *(torch.arange(start, start + count) for start, count in earlier)])
         first = sizes[0]
         # What a change of the cell, and of h for the output gate, does to each gate's sum.
         slopes = torch.empty_like(gates)

@@ -82,7 +82,7 @@ class Settings(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: int | None = Field(ge=1, le=1024)
     compile: bool
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
     launch: Launch
 
     def decoding(self) -> dict[str, Any]:
@@ -121,4 +121,9 @@ def conflicts(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             f"train.captions_per_picture = {block['train'].captions_per_picture}",
             f"must be at most train.batch = {block['train'].batch}",
+        )
+    if block["train"].guidance and not block["train"].neighbours:
+        yield (
+            f"train.guidance = {block['train'].guidance}",
+            "leans towards what neighbours say: set train.neighbours above 0, or this to 0",
         )
