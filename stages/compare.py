@@ -29,7 +29,7 @@ from stages.fetch.thumbnails import thumbnails
 from stages.files import whole
 from stages.live.models import fetched
 from stages.page import text
-from stages.scorers.score import METRICS, Difference, Judge, Scores
+from stages.scorers.score import METRICS, Difference, Judge, ScoreError, Scores
 from stages.train.artifact import Artifact
 
 SIDE = 200  # pixels of a thumbnail's longer side
@@ -42,7 +42,7 @@ def main() -> None:
     pictures = read_captions(data / f"captions_{options.split}.json")
     found = [captions_of(name, options.split, pictures, data / "features", settings) for name in options.of]
     judge = Judge({picture.id: picture.captions for picture in pictures})
-    scores = [judge.score(each, with_meteor=False) for each in found]
+    scores = [scored(judge, name, each) for name, each in zip(options.of, found, strict=True)]
     difference = scores[0].difference(scores[1], settings.resamples, SEED) if settings.resamples else {}
     names = [picture.file_name for picture in pictures]
     archives = data / "pictures"
@@ -54,6 +54,14 @@ def main() -> None:
     cider = difference.get("cider")
     told = f": CIDEr-D {_signed(cider)}" if cider else ""
     print(f"{options.of[0]} against {options.of[1]}{told}: {out}")
+
+
+def scored(judge: Judge, name: str, captions: Mapping[int, str]) -> Scores:
+    """Raises ScoreError that says of which of the two they are."""
+    try:
+        return judge.score(captions, with_meteor=False)
+    except ScoreError as error:
+        raise ScoreError(f"{name}: {error}") from None
 
 
 def arguments() -> argparse.Namespace:

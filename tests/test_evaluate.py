@@ -217,6 +217,10 @@ def test_a_captioner_is_compared_with_a_results_file(evaluated: Path) -> None:
     row = re.search(rb"CIDEr-D</th>(?:<td class='number'>([^<]+)</td>)", pages[1])
     assert row is not None
     assert float(row[1]) == pytest.approx(100 * cider, abs=0.05)
+    theirs.write_text(theirs.read_text().replace("a red dog", "a red dog <end>", 1))
+    done = stage(evaluated, "compare", str(written), str(theirs))
+    assert done.returncode == 1
+    assert re.search(r"theirs.json: the caption 'a red dog <end>' of picture \d+ holds the special token", done.stderr)
 
 
 def test_a_release_is_half_as_large_and_measured_itself(evaluated: Path) -> None:

@@ -220,7 +220,7 @@ def test_a_champion_that_is_measured_again_stays(trained: Trained) -> None:
     stage("stages.register")
     trained.measure(0.1)
     stage("stages.register")
-    assert registration(trained)["verdict"] == f"{MODEL} stays champion: these are its weights, measured again."
+    assert registration(trained)["verdict"] == f"{MODEL} stays champion: this very captioner, measured again."
 
 
 class Killed(BaseException):

@@ -197,7 +197,7 @@ def already_champion(version: Version, judged: str) -> Verdict:
     """What stands for a champion that is registered again: its verdict, unless something about it is new."""
     if version.tags.get("judged") == judged:
         return Verdict("champion", version.tags["verdict"], json.loads(version.tags["clauses"]))
-    return Verdict("champion", f"{version.model} stays champion: these are its weights, measured again.")
+    return Verdict("champion", f"{version.model} stays champion: this very captioner, measured again.")
 
 
 def opponent(registry: Registry, champion: Version, model: Model) -> Candidate:
