@@ -822,7 +822,7 @@ def test_the_champion_of_the_registry_is_offered_with_its_card(
         assert champion.version == "version 1 of captioner-flickr8k"
         assert "# captioner-flickr8k" in champion.card
         assert named(["models:/captioner-flickr8k/1"], tmp_path)[0].name == "captioner-flickr8k/1"
-        with pytest.raises(ValueError, match="the registry in .* knows champion of captioner-flickr8k: name one"):
+        with pytest.raises(ValueError, match=r"the registry in .* knows champion of captioner-flickr8k: name one"):
             fetched("models:/captioner-flickr8k@best", tmp_path)
 
 
