@@ -140,7 +140,7 @@ def link(data: Path, there: Path, mirrored: bool | None) -> None:
     (there / "features").mkdir(parents=True, exist_ok=True)
     for path in [*data.iterdir(), *(data / "features").iterdir()]:
         here = there / path.relative_to(data)
-        if path.name != "features" and not path.name.startswith(".") and not here.exists():  # locks are no data
+        if path.name != "features" and not here.exists():
             here.symlink_to(path.resolve())
     if mirrored is not None:
         index = json.loads((data / "features" / "index.json").read_text(encoding="utf-8"))

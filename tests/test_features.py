@@ -193,7 +193,7 @@ def test_a_second_process_does_not_work_on_the_same_features(made: Path) -> None
     code = """
 import os, pathlib
 from stages.files import alone
-with alone(pathlib.Path("data/tiny/.features.lock"), ""):
+with alone(pathlib.Path(".dvc/tmp/tiny-features.lock"), ""):
     os.fork() or os.execlp("sleep", "sleep", "20")
     print("there", flush=True)
     input()
@@ -210,6 +210,7 @@ with alone(pathlib.Path("data/tiny/.features.lock"), ""):
         assert "wait until it is through, or end it, then run again" in done.stderr
         first.kill()
     assert "are whole" in run(made).stdout
+    shutil.rmtree(made / ".dvc")
 
 
 def test_features_without_an_array_are_made_again(made: Path, tmp_path: Path) -> None:

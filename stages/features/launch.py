@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -100,7 +101,9 @@ def launch(
         return
     devices = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     count = max(1, devices) if processes == "auto" else processes
-    with alone(Path("data") / profile / f".{stage}.lock", f"stage {stage} of profile {profile} is being run"):
+    tmp = Path(".dvc") / "tmp"  # where DVC has its own locks; without DVC nobody starts a stage again that still runs
+    busy = f"stage {stage} of profile {profile} is being run"
+    with alone(tmp / f"{profile}-{stage}.lock", busy) if tmp.parent.is_dir() else nullcontext():
         if count > 1:
             start(stage, count)
         else:
