@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,7 +188,8 @@ def test_of_captioners_with_one_encoder_the_first_that_remembers_is_asked() -> N
 
 def test_an_artifact_keeps_what_is_remembered_and_refuses_another_memory(tmp_path: Path) -> None:
     decoder = build(Shape("show_tell", len(VOCABULARY.words), CHANNELS, 8, 8))
-    encoder = {"encoder": "made up", "weights": "none", "weights_sha256": "0", "precision": "float32"}
+    encoder: dict[str, Any] = {"encoder": "made up", "weights": "none", "weights_sha256": "0", "precision": "float32"}
+    encoder["preprocessing"] = {"size": 224, "resize": "squash"}
     memory = Memory.of(POOLED, CAPTIONS)
     made = Artifact(decoder, VOCABULARY, encoder, Decoding(neighbours=4), memory=memory)
     for dtype in (torch.float32, torch.float16):

@@ -200,6 +200,8 @@ def test_a_training_that_is_killed_takes_its_recorder_along(repository: Path, op
 def test_ctrl_c_reaches_the_training_only(repository: Path) -> None:
     """A terminal sends it to both; the training decides, and its record says how it ended."""
     code = TRAINING.replace("time.sleep(60)", "with record: print('in it', flush=True); time.sleep(60)")
+    # Where the tests were started in the background SIGINT is ignored, and Python leaves it so.
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
