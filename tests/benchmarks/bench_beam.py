@@ -1,6 +1,6 @@
 """Beam search over 1,000 pictures from features in memory: in batches, and one picture at a time, with equal tokens.
 
-    dvc pull && chrt -f 1 python tests/benchmarks/bench_beam.py [PICTURES] [--model FILE] [--profile]
+    dvc pull && chrt -f 1 python tests/benchmarks/bench_beam.py [PICTURES] [--model FILE] [--batch N] [--profile]
 
 By default with the pretrained captioners. Features are drawn, with each channel's mean and deviation in training.
 `--profile` says what bounds both: the share of matrix products in the time, and how fast they are.
@@ -44,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pictures", nargs="?", type=int, default=1000)
     parser.add_argument("--model", action="append", metavar="FILE", help="a captioner.safetensors")
+    parser.add_argument("--batch", type=int, default=256, metavar="N", help="pictures together (default: 256)")
     parser.add_argument("--profile", action="store_true", help="what bounds it, too")
     options = parser.parse_args()
     device = choose_device("auto")
@@ -60,20 +61,20 @@ def main() -> None:
         views = [{False: grid.mean(1)}, {False: grid}] if decoder.grid else [{False: grid.mean(1)}]
         source: Source = Kept(None, "made up", decoder.grid, False, views)  # type: ignore[arg-type] - all is in memory
         seconds, found = {}, {}
-        for batch in (128, 1):
+        for batch in (options.batch, 1):
             started = time.perf_counter()
             search = partial(describe, [decoder.to(device)], [source], rows, decoding, bad_endings=(), device=device)
             found[batch] = search(batch=batch)
             seconds[batch] = time.perf_counter() - started
             if options.profile:
                 print(f"  in batches of {batch}: {products(partial(search, batch=batch))}")
-        alike = sum(
-            [h.words for h in one] == [h.words for h in other] for one, other in zip(found[1], found[128], strict=True)
-        )
-        words = np.mean([len(best[0].words) for best in found[128]])
+        one, many = found[1], found[options.batch]
+        alike = sum([h.words for h in own] == [h.words for h in other] for own, other in zip(one, many, strict=True))
+        words = np.mean([len(best[0].words) for best in many])
+        together, alone = seconds[options.batch], seconds[1]
         print(
-            f"{decoder.shape.decoder:10} {seconds[128]:6.1f} s in batches of 128, {seconds[1]:6.1f} s one at a time: "
-            f"{seconds[1] / seconds[128]:.1f} times; {alike} of {options.pictures} captioned alike, {words:.1f} words"
+            f"{decoder.shape.decoder:10} {together:6.1f} s in batches of {options.batch}, {alone:6.1f} s one at a time: "
+            f"{alone / together:.1f} times; {alike} of {options.pictures} captioned alike, {words:.1f} words"
         )
 
 
