@@ -73,7 +73,7 @@ def main() -> None:
         words = np.mean([len(best[0].words) for best in many])
         together, alone = seconds[options.batch], seconds[1]
         print(
-            f"{decoder.shape.decoder:10} {together:6.1f} s in batches of {options.batch}, {alone:6.1f} s one at a time: "
+            f"{decoder.shape.decoder:10} {together:6.1f} s in batches of {options.batch}, {alone:6.1f} s alone: "
             f"{alone / together:.1f} times; {alike} of {options.pictures} captioned alike, {words:.1f} words"
         )
 
