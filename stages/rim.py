@@ -38,6 +38,12 @@ def deserted() -> bool:
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
+def stage(name: str, doc: str | None, main: Callable[[], None]) -> None:
+    """Runs a stage's `main`. Its command line has a help, and nothing to be set: params.yaml says everything."""
+    parser(f"python -m stages.{name}", doc).parse_args()
+    run(main)
+
+
 def sentence(error: Exception) -> str:
     """What a user's mistake is told as."""
     if isinstance(error, OSError) and error.filename is not None:

@@ -82,9 +82,8 @@ def main() -> None:
             began = time.monotonic()
             decodings[name] = decodings.get(before, START).but(**changes)
             one = {"val": pictures}
-            captions[name] = caption([artifact], one, features, archives, decodings[name], batch=128, device=device)[
-                "val"
-            ]
+            said = caption([artifact], one, features, archives, decodings[name], batch=128, device=device)
+            captions[name] = said["val"]
             seconds = time.monotonic() - began
             scores = judge.score(captions[name], with_meteor=False)
             found, shown = scores.metrics(), diagnostics(scores, frozenset())

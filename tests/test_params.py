@@ -177,6 +177,7 @@ MISTAKES = [
         {"coco.features.weights": "https://me:secret@mirror/resnet50-11ad3fa6.pth?key=secret"},
         "coco.features.weights (must hold no password",
     ),
+    ({"coco.features.weights": "s3://mirror/resnet50-11ad3fa6.pth?key=[1"}, "coco.features.weights (must hold no pas"),
     ({"sample.train.guidance": 0.4}, "sample.train.guidance = 0.4 (leans towards what neighbours say: set train.neigh"),
     ({"sample.evaluate.guidance": 0.4}, "sample.evaluate.guidance = 0.4 (needs neighbours: set evaluate.neighbours"),
     (

@@ -110,5 +110,4 @@ def made_by() -> list[Any]:
 
 
 if __name__ == "__main__":
-    rim.parser("python -m stages.features", __doc__).parse_args()  # it has a help, and nothing to be set
-    rim.run(main)
+    rim.stage("features", __doc__, main)

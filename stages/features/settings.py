@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -39,8 +38,8 @@ def conflicts(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
     of_others = {name for names in PUBLISHED.values() for name in names} - {*PUBLISHED[encoder]}
     if weights in of_others:
         yield f"features.weights = {weights}", f"is not of {encoder}: {' or '.join(PUBLISHED[encoder])}, or a file"
-    address = urlsplit(weights)
-    if address.scheme and (address.username or address.password or address.query):
+    address = weights.partition("://")[2]
+    if "@" in address.partition("/")[0] or "?" in address:
         yield (
             "features.weights",
             "must hold no password, key or query: it is published with the captioner; download the file and name that",

@@ -70,5 +70,4 @@ def _agree(splits: dict[str, list[Picture]], pictures: Pictures) -> None:
 
 
 if __name__ == "__main__":
-    rim.parser("python -m stages.fetch", __doc__).parse_args()  # it has a help, and nothing to be set
-    rim.run(main)
+    rim.stage("fetch", __doc__, main)

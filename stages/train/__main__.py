@@ -236,5 +236,4 @@ def write_training(path: Path, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    rim.parser("python -m stages.train", __doc__).parse_args()  # it has a help, and nothing to be set
-    rim.run(main)
+    rim.stage("train", __doc__, main)

@@ -52,5 +52,4 @@ def unknown(vocabulary: Vocabulary, said: Said) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    rim.parser("python -m stages.vocab", __doc__).parse_args()  # it has a help, and nothing to be set
-    rim.run(main)
+    rim.stage("vocab", __doc__, main)
