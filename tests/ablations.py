@@ -4,12 +4,13 @@
     python tests/ablations.py table WORK [--profile flickr8k] [--rows NAME ...] [--split val] [--set guidance=0] \
         > reports/ablations.md
 
-From a repository in which the profile's features were made. `train` runs the stage, on one thread each, in a
-folder of WORK for every row and seed, with the profile's settings but for the row's changes; what is done is not done
-again, and what was killed goes on. It refuses rows of other settings than today's: they want a WORK of their own.
-`table` has all captioners that are in WORK caption a split, and holds each row against the one that it changes: over
-the same pictures and the same seeds (paired bootstrap of the means over seeds). Options are judged on val; test is for
-rows that are chosen.
+From a repository in which the profile's features were made, on a GPU where there is one. `train` runs the stage, on one
+thread each, in a folder of WORK for every row and seed, with the profile's settings but for the row's changes; what is
+done is not done again, and what was killed goes on. It refuses rows of other settings than today's: they want a WORK of
+their own. `table` has the rows' captioners caption a split, and holds each row against the one that it changes: over
+the same pictures and the same seeds (paired bootstrap of the means over seeds). What was captioned lies in WORK: with
+that alone, brought from another machine, it makes the table again. Options are judged on val; test is for rows that are
+chosen.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from stages import params
 from stages.evaluate.measure import caption
 from stages.evaluate.results import read_results, write_results
 from stages.evaluate.scorecard import SEED, diagnostics
-from stages.features.device import set_threads
+from stages.features.device import choose_device, set_threads
 from stages.features.store import Features
 from stages.fetch.captions import Picture, read_captions
 from stages.fetch.pictures import Pictures
@@ -96,6 +97,8 @@ def train(work: Path, profile: str, row: str, seed: int) -> None:
     (folder / "models" / profile).mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(settled, encoding="utf-8")
     link(Path("data") / profile, folder / "data" / profile, mirrored)
+    for said in folder.glob("captions_*.json"):
+        said.unlink()  # by an earlier captioner
     # How long one takes that was killed in between nobody knows.
     began = math.nan if any((folder / "models" / profile).glob("unfinished_*.pt")) else time.time()
     with (folder / "log").open("a", encoding="utf-8") as log:
@@ -131,8 +134,8 @@ def learned(text: str, profile: str) -> dict[str, Any]:
 def done(folder: Path, seconds: float) -> None:
     """Notes that a training is finished, and how long it took."""
     with whole(folder / "minutes") as draft:
-        draft.write_text(f"{seconds / 60:.0f}\n", encoding="utf-8")
-    print(f"{folder.name}: {seconds / 60:.0f} minutes", flush=True)
+        draft.write_text(f"{seconds / 60:.1f}\n", encoding="utf-8")
+    print(f"{folder.name}: {seconds / 60:.1f} minutes", flush=True)
 
 
 def link(data: Path, there: Path, mirrored: bool | None) -> None:
@@ -155,7 +158,7 @@ def first_part(models: Path, folder: Path, settled: str, began: float) -> None:
     checkpoint = models / "unfinished_CrossEntropy.pt"
     last = Artifact.load(models / "captioner.safetensors")
     decoder = build(last.decoder.shape)
-    decoder.load_state_dict(torch.load(checkpoint, weights_only=True)["best"])
+    decoder.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["best"])
     there = folder / "models" / models.name
     there.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(settled, encoding="utf-8")
@@ -182,8 +185,7 @@ class Split(NamedTuple):
 
     name: str
     pictures: Sequence[Picture]
-    features: Features
-    archives: Pictures  # for captioners whose encoder was tuned
+    data: Path  # the profile's: features, and pictures for captioners whose encoder was tuned
     judge: Judge
     decoding: Decoding
 
@@ -197,13 +199,14 @@ class Told(NamedTuple):
 
 def tell(folder: Path, split: Split) -> Told:
     """The scores of the captioner in `folder`; what it says is written there, and read when it is asked the same."""
-    (path,) = folder.glob("models/*/captioner.safetensors")
-    key = fingerprint(split.decoding.as_dict(), path, *DECODED_BY)
+    key = fingerprint(split.decoding.as_dict(), *DECODED_BY)
     captions = folder / f"captions_{split.name}_{key[:8]}.json"
     if not captions.exists():
-        artifact, device = Artifact.load(path), torch.device("cpu")
+        (path,) = folder.glob("models/*/captioner.safetensors")
+        artifact, device = Artifact.load(path), choose_device("auto")
         asked = {split.name: split.pictures}
-        found = caption([artifact], asked, split.features, split.archives, split.decoding, batch=128, device=device)
+        seen = Features(split.data / "features"), Pictures(split.data / "pictures")
+        found = caption([artifact], asked, *seen, split.decoding, batch=128, device=device)
         write_results(captions, found[split.name])
     said = read_results(captions, {picture.id: picture.captions for picture in split.pictures})
     return Told(split.judge.score(said), float((folder / "minutes").read_text()))
@@ -229,8 +232,13 @@ def cells(own: Mapping[int, Told], before: Mapping[int, Told]) -> list[str]:
         f"{np.mean([each['mean_words'] for each in words]):.1f}",
         f"{np.mean([each['distinct_words'] for each in words]):.0f}",
         difference(np.mean(gains, 0)) if gains else "",
-        "" if np.isnan(minutes := np.mean([each.minutes for each in own.values()])) else f"{minutes:.0f}",
+        "" if np.isnan(minutes := np.mean([each.minutes for each in own.values()])) else rounded(minutes),
     ]
+
+
+def rounded(minutes: float) -> str:
+    """To two figures or to the minute."""
+    return f"{minutes:.1f}" if minutes < 10 else f"{minutes:.0f}"
 
 
 def difference(of_pictures: NDArray[np.float64]) -> str:
@@ -246,12 +254,14 @@ def table(work: Path, profile: str, wanted: Sequence[str], name: str, **decoded:
     pictures = read_captions(data / f"captions_{name}.json")
     judge = Judge({picture.id: picture.captions for picture in pictures})
     asked = Decoding(**params.check()[1][profile]["train"].decoding()).but(**decoded)
-    split = Split(name, pictures, Features(data / "features"), Pictures(data / "pictures"), judge, asked)
+    split = Split(name, pictures, data, judge, asked)
     print(ABOUT.format(count=len(pictures), split=name, profile=profile, decoding=asked.as_dict()))
     print("| training | seeds | CIDEr-D | BLEU-4 | METEOR | words | different words | CIDEr-D over | of | minutes |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---|---:|")
     rows: dict[str, dict[int, Told]] = {}
     for row, (before, _) in ROWS.items():
+        if row not in wanted and all(ROWS[other][0] != row for other in wanted):
+            continue
         found = sorted(work.glob(f"{place(Path(), row, 0).name[:-1]}*/minutes"))
         rows[row] = {int(path.parent.name.rpartition("-")[2]): tell(path.parent, split) for path in found}
         if rows[row] and row in wanted:

@@ -118,6 +118,10 @@ def test_other_decoding_is_not_compared(trained: Trained) -> None:
     trained.measure(1.0, beam=5)
     stage("stages.register")
     assert "with beam 5, version 1 with beam 3" in registration(trained)["verdict"]
+    first, last = versions()
+    by_itself = "By itself it decodes with beam 3, length_penalty 0.7, max_words 8; its scores are of another decoding."
+    assert by_itself in last.description
+    assert "of another decoding" not in first.description
 
 
 def test_other_pictures_are_not_compared(trained: Trained) -> None:
@@ -204,6 +208,7 @@ def test_the_same_weights_with_another_decoding_are_another_version(trained: Tra
     assert first.tags["weights_sha256"] == second.tags["weights_sha256"]
     assert first.tags["file_sha256"] != second.tags["file_sha256"] == sha256(path)
     assert "with beam 5, version 1 with beam 3" in registration(trained)["verdict"]
+    assert "of another decoding" not in second.description
     assert aliases() == {"champion": 1, "challenger": 2}
 
 

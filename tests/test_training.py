@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from stages.train.__main__ import code
 from stages.train.artifact import Artifact
 from stages.train.batches import Examples, Source, in_batches, in_order, in_rounds
 from stages.train.decoders import Decoder, Shape, build, pack_words
+from stages.train.finetune import Kept
 from stages.train.loop import Stopped, Training
 from stages.train.objectives import CrossEntropy, mixed
 
@@ -217,6 +219,32 @@ def test_mean_loss_is_cross_entropy_over_all_words(straight: Path) -> None:
                     count += 1
     found = CrossEntropy(examples, source, CPU, torch.float32, captions=7).mean_loss(made)
     assert found == pytest.approx(total / count, abs=1e-5)
+
+
+def test_compiled_it_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through all of torch.compile but the making of machine code, which takes minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    generator = np.random.default_rng(0)
+    texts = [
+        [[1, *generator.integers(4, 20, generator.integers(2, 6)).tolist(), 2] for _ in range(2)] for _ in range(8)
+    ]
+    grid = generator.random((8, 4, 12), np.float32).astype(np.float16)
+    source = Kept(None, "made up", True, False, [{False: grid.mean(1)}, {False: grid}])  # type: ignore[arg-type]
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        objective = CrossEntropy(Examples(list(range(8)), texts), source, CPU, torch.float32, captions=8)
+        made = Training(
+            build(Shape("attend", 20, 12, 16, 16)),
+            objective,
+            settings(warmup=0.0).plan(),
+            device=CPU,
+            compiled=compiled,
+        )
+        batches = objective.batches(np.random.default_rng(0))
+        losses.append([made.one_step(batch, 0.01)[0] for batch in batches])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[0][-1] < losses[0][0]
 
 
 def test_the_learning_rate_rises_and_falls_as_set() -> None:

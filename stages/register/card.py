@@ -25,7 +25,12 @@ def write_card(
     weights = shown(encoder["weights"])
     tuned = "its last layers tuned" if "tuned_sha256" in encoder else "frozen"
     chain = f"\n`python -m stages.lineage {model}/VERSION` checks the chain back to the data." if registered else ""
-    decoder = ", ".join(f"{key} {value}" for key, value in shape.items())
+    decoder, own = (
+        ", ".join(f"{key} {value}" for key, value in each.items()) for each in (shape, metadata["decoding"])
+    )
+    served = ""
+    if metadata["decoding"] != metrics["test"]["decoding"]:
+        served = f"By itself it decodes with {own}; its scores are of another decoding.\n\n"
     return f"""# {model}
 
 Describes photographs in one English sentence. Encoder {encoder["encoder"]} ({tuned}, weights {weights}); \
@@ -38,7 +43,7 @@ Meant for drafts of descriptions, search, research. Not meant for descriptions t
 the picture, or that judge or identify people. It names only what its training captions name, and repeats their habits
 and prejudices.
 
-{markdown({"test": metrics["test"]})}"""
+{served}{markdown({"test": metrics["test"]})}"""
 
 
 def floors(card: Mapping[str, Any]) -> dict[str, float]:

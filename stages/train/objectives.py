@@ -115,7 +115,7 @@ class CrossEntropy(Objective):
         if self.own_words:
             with torch.no_grad():
                 words = mixed(words, self.logits(TeacherForcing(decoder), batch, words), self.own_words)
-        logits = self.logits(forward or TeacherForcing(decoder), batch, words)
+        logits = self.logits(TeacherForcing(decoder) if forward is None else forward, batch, words)
         loss = cross_entropy(logits, words.predict, label_smoothing=self.label_smoothing)
         return Step(loss, len(words.predict), loss.item(), len(words.predict))
 
@@ -196,7 +196,7 @@ class SelfCritical(Objective):
         words = pack_words(captions, owner).to(self.device)
         # Outside the context above: autocast keeps the weights it has cast, and those would be without gradients.
         with autocast(self.device, self.dtype):
-            logits = (forward or TeacherForcing(decoder))(*features, words).float()
+            logits = (TeacherForcing(decoder) if forward is None else forward)(*features, words).float()
         logits[:, NEVER] = -torch.inf
         each = cross_entropy(logits, words.predict, reduction="none")
         weights = advantages.flatten().float().to(self.device)[words.order][words.captions()]

@@ -24,7 +24,9 @@ def packed_lstm(lstm: nn.LSTM, x: Tensor, sizes: Tensor) -> Tensor:
     The same function as `lstm(PackedSequence(x, sizes))[0].data`.
     """
     if x.device.type == "cuda":
-        return lstm(PackedSequence(x, sizes))[0].data
+        # Under autocast it would work in float16, whatever format that is told, and small gradients would vanish.
+        with torch.autocast("cuda", enabled=False):
+            return lstm(PackedSequence(x.float(), sizes))[0].data
     from_input, from_before, *biases = lstm.parameters()
     gates = linear(x, from_input, biases[0] + biases[1])
     h: Tensor = Recurrence.apply(gates, from_before.to(gates.dtype), sizes.tolist())

@@ -1,12 +1,13 @@
 """Training's own loop beside a bare loop of the same matrix products, and what is lost between them.
 
-    OMP_NUM_THREADS=1 chrt -f 1 python tests/benchmarks/bench_steps.py [--decoder attend] [--profile]
+    OMP_NUM_THREADS=1 chrt -f 1 python tests/benchmarks/bench_steps.py [--decoder attend] [--profile] [--compile]
 
 Ours: `Training.one_step` as the stage runs it, from features on disk to the optimiser. Bare: forward and backward of
 nothing but the products of LSTMs, output layer and cross-entropy (and of attention), on tensors that are there already,
 with the LSTM of our own and with torch's nn.LSTM; no embedding, dropout, reading, packing, clipping or optimiser.
 Vocabulary of 9,500 words as COCO's, 5 captions of 8 to 14 words a picture, embedding and hidden 512, batch 64, in this
-machine's best precision. The ratio is the median over rounds that alternate. `--profile` adds torch's table of ours.
+machine's best precision. The ratio is the median over rounds that alternate. `--profile` adds torch's table of ours;
+with `--compile` ours is compiled, as `train.compile` has it.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--decoder", choices=tuple(DECODERS), default="show_tell")
     parser.add_argument("--profile", action="store_true", help="where the time of a step goes")
+    parser.add_argument("--compile", action="store_true", help="ours compiled")
     parser.add_argument("--steps", type=int, default=12, help="of each way in a round")
     options = parser.parse_args()
     device = choose_device("auto")
@@ -121,7 +123,7 @@ def main() -> None:
             examples, source, device, dtype, captions=BATCH, captions_per_picture=together, label_smoothing=0.1
         )
         decoder = build(Shape(options.decoder, WORDS, CHANNELS, HIDDEN, HIDDEN, 0.5)).train()
-        training = Training(decoder, objective, plan, device=device)
+        training = Training(decoder, objective, plan, device=device, compiled=options.compile)
         batches = objective.batches(random)[: options.steps]
         groups = [examples.captions[picture][place] for picture, places in batches[0].groups for place in places]
         words = pack_words(groups, [i // together for i in range(len(groups))]).to(device)
