@@ -132,8 +132,10 @@ def _processor() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git prints; "" where git is missing or refuses, since a model may be trained outside a repository."""
+    """What git prints of the code that runs; "" where git is missing or refuses, since a model may be trained outside a
+    repository."""
+    root = Path() if Path("stages").is_dir() else Path(__file__).resolve().parents[1]  # a stage may run in any folder
     try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -5,12 +5,15 @@
         > reports/ablations.md
 
 From a repository in which the profile's features were made, on a GPU where there is one. `train` runs the stage, on one
-thread each, in a folder of WORK for every row and seed, with the profile's settings but for the row's changes; what is
-done is not done again, and what was killed goes on. It refuses rows of other settings than today's: they want a WORK of
-their own. `table` has the rows' captioners caption a split, and holds each row against the one that it changes: over
-the same pictures and the same seeds (paired bootstrap of the means over seeds). What was captioned lies in WORK: with
-that alone, brought from another machine, it makes the table again. Options are judged on val; test is for rows that are
-chosen.
+CPU thread each, in a folder of WORK for every row and seed, with the profile's settings but for the row's changes; what
+is done is not done again, and what was killed goes on. Rows of other settings than today's are refused: they want a
+WORK of their own. `table` has the rows' captioners caption a split, and holds each row against the one that it changes:
+over the same pictures and the same seeds (paired bootstrap of the means over seeds). Options are judged on val; test is
+for rows that are chosen.
+
+One training leaves a large GPU idle. Of sixteen cores, with `nvidia-cuda-mps-control -d` started before, which lets
+processes share the GPU: `--jobs 16`. What was captioned lies in WORK, too, so that of one that was brought from another
+machine `table` needs no captioners (captions_*.json, minutes and params.yaml of each folder are enough).
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ from stages.train.decoding import Decoding
 DECODED_BY = [Path(code.__file__) for code in (decoding, memory, decoders, describe, cider, ngrams)]
 CROSS_ENTROPY = {"self_critical.epochs": 0}
 SHOW_TELL = {"decoder": "show_tell", "captions_per_picture": 1, "epochs": 12, "dropout": 0.5}
+OF_A_MACHINE = ("root", "workers", "launch", "device", "checkpoint_minutes")
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (the row that it changes, its changes of section train)
     "attend": ("", CROSS_ENTROPY),
     "show_tell": ("attend", SHOW_TELL),
@@ -90,15 +94,11 @@ def train(work: Path, profile: str, row: str, seed: int) -> None:
     folder = place(work, row, seed)
     settled, mirrored = settings(profile, row, seed)
     if (folder / "minutes").exists():
-        file = folder / "params.yaml"
-        if not file.exists() or learned(file.read_text(encoding="utf-8"), profile) != learned(settled, profile):
-            raise ValueError(f"{folder} was trained with other settings than params.yaml has now: take another WORK")
+        check(folder, profile, settled)
         return
     (folder / "models" / profile).mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(settled, encoding="utf-8")
     link(Path("data") / profile, folder / "data" / profile, mirrored)
-    for said in folder.glob("captions_*.json"):
-        said.unlink()  # by an earlier captioner
     # How long one takes that was killed in between nobody knows.
     began = math.nan if any((folder / "models" / profile).glob("unfinished_*.pt")) else time.time()
     with (folder / "log").open("a", encoding="utf-8") as log:
@@ -126,13 +126,26 @@ def settings(profile: str, row: str, seed: int) -> tuple[str, bool | None]:
     return yaml.safe_dump(document, sort_keys=False), mirrored
 
 
+def check(folder: Path, profile: str, settled: str) -> None:
+    """Raises ValueError where the training in `folder` had other settings than the params.yaml `settled`."""
+    file = folder / "params.yaml"
+    if not file.exists() or learned(file.read_text(encoding="utf-8"), profile) != learned(settled, profile):
+        raise ValueError(f"{folder} was trained with other settings than params.yaml has now: take another WORK")
+
+
 def learned(text: str, profile: str) -> dict[str, Any]:
-    """Of a params.yaml what training depends on."""
-    return {stage: yaml.safe_load(text)[profile][stage] for stage in ("fetch", "vocab", "features", "train")}
+    """Of a params.yaml what training depends on, wherever it runs."""
+    block = yaml.safe_load(text)[profile]
+    return {
+        stage: {key: value for key, value in block[stage].items() if key not in OF_A_MACHINE}
+        for stage in ("fetch", "vocab", "features", "train")
+    }
 
 
 def done(folder: Path, seconds: float) -> None:
-    """Notes that a training is finished, and how long it took."""
+    """Notes that a training is finished, and how long it took; what an earlier captioner said there goes."""
+    for said in folder.glob("captions_*.json"):
+        said.unlink()
     with whole(folder / "minutes") as draft:
         draft.write_text(f"{seconds / 60:.1f}\n", encoding="utf-8")
     print(f"{folder.name}: {seconds / 60:.1f} minutes", flush=True)
@@ -176,7 +189,7 @@ captioner decoded with {decoding}.
 
 CIDEr-D, BLEU-4 and METEOR are in percent, means over seeds; ± is the standard deviation of seeds. The difference in
 CIDEr-D is to the row that is named, over the same seeds, with its 95% interval over pictures. Minutes are of one
-thread, beside whatever else ran. `attend` is what `self-critical` begins with.
+CPU thread, with a GPU where one is named, beside whatever else ran. `self-critical` begins with `attend`.
 """
 
 
@@ -259,11 +272,16 @@ def table(work: Path, profile: str, wanted: Sequence[str], name: str, **decoded:
     print("| training | seeds | CIDEr-D | BLEU-4 | METEOR | words | different words | CIDEr-D over | of | minutes |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---|---:|")
     rows: dict[str, dict[int, Told]] = {}
+    needed = {*wanted, *(ROWS[row][0] for row in wanted)}
     for row, (before, _) in ROWS.items():
-        if row not in wanted and all(ROWS[other][0] != row for other in wanted):
+        if row not in needed:
             continue
         found = sorted(work.glob(f"{place(Path(), row, 0).name[:-1]}*/minutes"))
-        rows[row] = {int(path.parent.name.rpartition("-")[2]): tell(path.parent, split) for path in found}
+        rows[row] = {}
+        for folder in (path.parent for path in found):
+            seed = int(folder.name.rpartition("-")[2])
+            check(folder, profile, settings(profile, row, seed)[0])
+            rows[row][seed] = tell(folder, split)
         if rows[row] and row in wanted:
             *numbers, over, minutes = cells(rows[row], rows.get(before, {}))
             print(f"| {' | '.join([row, *numbers, over, before if over else '', minutes])} |", flush=True)

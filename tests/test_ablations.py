@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ablations import ROWS, changes, table, train
+from ablations import ROWS, changes, done, table, train
 from pipelines import NO_JAVA, search
 from pycocoevalcap.cider.cider import Cider
 from stores import fresh
 from tiny import make_project, settings
 
 from stages.fetch.captions import read_captions
+from stages.files import read_json
+from stages.provenance import changed_code, commit
 from stages.scorers.ptb import tokenize
 from stages.train.artifact import Artifact
 
@@ -57,6 +59,13 @@ def test_what_self_critical_training_began_with_is_cross_entropy_alone(root: Pat
     assert ended.weights_sha256 != begun.weights_sha256
 
 
+def test_its_record_names_the_code_that_ran(root: Path) -> None:
+    """Not that of the folder in which the stage runs, which has none."""
+    told = read_json(root / "work/self-critical-2/models/tiny/run.json")["tags"]
+    changed = ", ".join(changed_code())
+    assert (told["commit"], told["code"]) == (commit(), f"dirty: {changed}" if changed else "clean")
+
+
 def test_what_is_done_is_not_done_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ablations.subprocess.run", lambda *command, **how: pytest.fail(f"{command} was started"))
     with fresh(root):
@@ -69,6 +78,7 @@ def test_rows_of_other_settings_are_refused(root: Path, tmp_path: Path) -> None:
     document = yaml.safe_load((root / "params.yaml").read_text())
     with fresh(tmp_path / "root"):
         document["tiny"]["evaluate"]["resamples"] = 7  # no setting of training
+        document["tiny"]["features"]["workers"] = 7  # what it is on another machine
         Path("params.yaml").write_text(yaml.safe_dump(document))
         train(Path("work"), "tiny", "attend", 2)
         document["tiny"]["train"]["hidden"] = 24
@@ -76,6 +86,33 @@ def test_rows_of_other_settings_are_refused(root: Path, tmp_path: Path) -> None:
         for row in ("attend", "self-critical"):
             with pytest.raises(ValueError, match=rf"{row}-2 was trained with other settings .*: take another WORK"):
                 train(Path("work"), "tiny", row, 2)
+            with pytest.raises(ValueError, match=r"-2 was trained with other settings .*: take another WORK"):
+                table(Path("work"), "tiny", [row], "val")
+
+
+def test_captions_and_minutes_of_another_machine_are_enough(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", search(NO_JAVA))
+    shutil.copytree(root, tmp_path / "root")
+    with fresh(tmp_path / "root"):
+        table(Path("work"), "tiny", ["self-critical"], "val")
+        first = capsys.readouterr().out
+        shutil.rmtree("data/tiny/features")
+        for left in ("models", "data"):
+            for folder in Path("work").glob(f"*/{left}"):
+                shutil.rmtree(folder)
+        table(Path("work"), "tiny", ["self-critical"], "val")
+    assert capsys.readouterr().out == first
+    assert first.count("\n| ") == 2, "the head and the row that was asked for"
+
+
+def test_what_an_earlier_captioner_said_is_gone(root: Path, tmp_path: Path) -> None:
+    said = tmp_path / "captions_val_0123abcd.json"
+    said.write_text("[]")
+    done(tmp_path, 90.0)
+    assert not said.exists()
+    assert (tmp_path / "minutes").read_text() == "1.5\n"
 
 
 def test_the_table_says_what_coco_caption_says(

@@ -25,16 +25,13 @@ def write_card(
     weights = shown(encoder["weights"])
     tuned = "its last layers tuned" if "tuned_sha256" in encoder else "frozen"
     chain = f"\n`python -m stages.lineage {model}/VERSION` checks the chain back to the data." if registered else ""
-    decoder, own = (
-        ", ".join(f"{key} {value}" for key, value in each.items()) for each in (shape, metadata["decoding"])
-    )
     served = ""
     if metadata["decoding"] != metrics["test"]["decoding"]:
-        served = f"By itself it decodes with {own}; its scores are of another decoding.\n\n"
+        served = f"By itself it decodes with {listed(metadata['decoding'])}; its scores are of another decoding.\n\n"
     return f"""# {model}
 
 Describes photographs in one English sentence. Encoder {encoder["encoder"]} ({tuned}, weights {weights}); \
-{decoder}; {len(metadata["vocabulary"]):,} words.
+{listed(shape)}; {len(metadata["vocabulary"]):,} words.
 
 Made by profile `{profile}` (pictures: {source}) from commit `{commit or "none"}`; sha256 of the weights:
 `{metadata["weights_sha256"]}`.{chain}
@@ -44,6 +41,11 @@ the picture, or that judge or identify people. It names only what its training c
 and prejudices.
 
 {served}{markdown({"test": metrics["test"]})}"""
+
+
+def listed(settings: Mapping[str, Any]) -> str:
+    """Settings in a line."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
 def floors(card: Mapping[str, Any]) -> dict[str, float]:

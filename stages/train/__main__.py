@@ -7,12 +7,12 @@ Why:    selection is by CIDEr of captions really decoded, which loss and teacher
 
 from __future__ import annotations
 
+import csv
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from stages import params, rim
@@ -231,8 +231,11 @@ def code() -> list[Path]:
 
 def write_training(path: Path, rows: list[Row]) -> None:
     """The curves, one epoch a row. Times are not in it: the same run writes the same bytes."""
-    with whole(path) as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False, lineterminator="\n")
+    columns = dict.fromkeys(column for row in rows for column in row)
+    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
 
 
 if __name__ == "__main__":

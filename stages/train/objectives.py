@@ -52,7 +52,8 @@ class Step(NamedTuple):
 
 
 class Objective(ABC):
-    """The batches of an epoch, and what each says. Products are in `dtype`, sums and losses in float32."""
+    """The batches of an epoch, and what each says. Products are in `dtype` (but an LSTM's on a GPU), sums and losses in
+    float32."""
 
     column: ClassVar[str]  # the name of `Step.value` in reports/P/training.csv
 
