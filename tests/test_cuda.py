@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import pytest
 import torch
 import yaml
 from captioners import coarse_pictures, save_captioner
-from tiny import REPOSITORY, environment, make_project, settings
+from tiny import REPOSITORY, environment, make_project, settings, stop_after_two_epochs, train
 from torch import Tensor, nn
 
 from stages.evaluate.captioner import Captioner
@@ -227,13 +226,6 @@ def test_a_picture_is_captioned_as_on_the_cpu(tmp_path: Path) -> None:
     assert len(set(there)) > 1, "nonsense, but other nonsense of every picture"
 
 
-def train(root: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stages.train"]
-    return subprocess.run(
-        command, cwd=root, env=environment(root), capture_output=True, text=True, timeout=120, check=False
-    )
-
-
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_what_is_trained_there_is_what_is_said_of_it(precision: str, tmp_path: Path, template: Path) -> None:
     """All parts of training, with averaged weights; the CPU finds the val loss of the epoch that is kept."""
@@ -264,16 +256,8 @@ def test_stopped_and_gone_on_with_it_learns_the_same(tmp_path: Path, template: P
     straight, root = (make_project(tmp_path / name, template, **more) for name in ("straight", "stopped"))
     done = train(straight)
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-u", "-m", "stages.train"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=root, env=environment(root), **pipes)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch  2"):
-            process.send_signal(signal.SIGINT)
-            break
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    _, errors, status = stop_after_two_epochs(root)
+    assert status == 130, errors
     done = train(root)
     assert done.returncode == 0, done.stderr
     assert "goes on after epoch" in done.stdout

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from pycocoevalcap.cider.cider import Cider
-from tiny import environment, make_project, settings
+from tiny import make_project, settings, train
 
 from stages.fetch.captions import Picture
 from stages.train.batches import Batch, Examples, Source
@@ -157,10 +155,7 @@ def test_the_stage_does_both_parts_and_goes_on_with_the_better(tmp_path: Path, t
         "dropout": 0.0,
     }
     root = make_project(tmp_path, template, epochs=3, self_critical=own)
-    command = [sys.executable, "-m", "stages.train"]
-    done = subprocess.run(
-        command, cwd=root, env=environment(root), capture_output=True, text=True, timeout=120, check=False
-    )
+    done = train(root)
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(root / "reports/tiny/training.csv")
     assert table.epoch.tolist() == [1, 2, 3, 4, 5]

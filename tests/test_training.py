@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import re
@@ -19,7 +20,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from tiny import REPOSITORY, environment, make_project, settings
+from tiny import REPOSITORY, environment, make_project, settings, stop_after_two_epochs, train
 
 from stages.features.store import Features
 from stages.fetch.captions import Picture, read_captions
@@ -29,18 +30,11 @@ from stages.train.artifact import Artifact
 from stages.train.batches import Examples, Source, in_batches, in_order, in_rounds
 from stages.train.decoders import Decoder, Shape, build, pack_words
 from stages.train.finetune import Kept
-from stages.train.loop import Stopped, Training
+from stages.train.loop import Stopped, Training, Uncompiled
 from stages.train.objectives import CrossEntropy, Objective, Reward, SelfCritical, mixed
 from stages.vocab.vocabulary import SPECIALS, Vocabulary
 
 CPU = torch.device("cpu")
-
-
-def train(root: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stages.train"]
-    return subprocess.run(
-        command, cwd=root, env=environment(root) | more, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -134,21 +128,8 @@ def test_killed_after_its_end_it_ends_again_as_the_same_run(tmp_path: Path, temp
 
 def test_ctrl_c_saves_and_the_next_start_goes_on(straight: Path, tmp_path: Path, template: Path) -> None:
     root = make_project(tmp_path, template, epochs=30)
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "stages.train"],
-        cwd=root,
-        env=environment(root),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch  2"):
-            process.send_signal(signal.SIGINT)
-            break
-    rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    rest, errors, status = stop_after_two_epochs(root)
+    assert status == 130, errors
     assert "stopped and saved: `dvc repro` goes on from here" in rest
     assert "Traceback" not in errors
     done = train(root)
@@ -220,6 +201,39 @@ def test_mean_loss_is_cross_entropy_over_all_words(straight: Path) -> None:
                     count += 1
     found = CrossEntropy(examples, source, CPU, torch.float32, captions=7).mean_loss(made)
     assert found == pytest.approx(total / count, abs=1e-5)
+
+
+def test_its_optimiser_is_torchs() -> None:
+    """Step by step the same bits, gone on with from what was saved, too."""
+    torch.manual_seed(1)
+    drawn, gradients = torch.randn(3, 5), torch.randn(6, 3, 5)
+    found = []
+    for kind in (torch.optim.AdamW, Uncompiled):
+        weights = torch.nn.Parameter(drawn.clone())
+        optimizer = kind([{"params": [weights], "share": 0.5}], lr=0.1, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+        for gradient in gradients[:3]:
+            optimizer.zero_grad()
+            assert weights.grad is None
+            weights.grad = gradient.clone()
+            optimizer.step()
+        saved = copy.deepcopy(optimizer.state_dict())
+        optimizer = kind([{"params": [weights], "share": 0.5}], fused=True)
+        optimizer.load_state_dict(saved)
+        for gradient in gradients[3:]:
+            weights.grad = gradient.clone()
+            optimizer.step()
+        found.append((weights.detach(), optimizer.state_dict()["state"][0]["exp_avg_sq"]))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(found[0][0], drawn)
+
+
+def test_a_start_does_not_load_the_compiler(tmp_path: Path, template: Path) -> None:
+    """Four seconds of a training whose first epoch takes less, on a laptop."""
+    root = make_project(tmp_path / "root", template, epochs=1)
+    code = "import sys, stages.train.__main__ as stage; stage.main(); sys.exit('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment(root), timeout=120, check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("kind", [CrossEntropy, SelfCritical])

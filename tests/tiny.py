@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -74,3 +77,28 @@ def make_project(root: Path, template: Path, **changes: Any) -> Path:
 
 def environment(root: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "DVC_ROOT": str(root), "OMP_NUM_THREADS": "1"}
+
+
+def train(root: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """The stage as DVC runs it, to its end."""
+    command, variables = [sys.executable, "-m", "stages.train"], environment(root) | more
+    return subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True, timeout=120, check=False)
+
+
+def stop_after_two_epochs(root: Path) -> tuple[str, str, int]:
+    """Ctrl-C as soon as train says that epoch 2 is over: what else it prints, its errors, how it ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "stages.train"],
+        cwd=root,
+        env=environment(root),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch  2"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest, errors = process.communicate(timeout=60)
+    return rest, errors, process.returncode
