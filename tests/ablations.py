@@ -215,7 +215,9 @@ def tell(folder: Path, split: Split) -> Told:
     key = fingerprint(split.decoding.as_dict(), *DECODED_BY)
     captions = folder / f"captions_{split.name}_{key[:8]}.json"
     if not captions.exists():
-        (path,) = folder.glob("models/*/captioner.safetensors")
+        path = next(folder.glob("models/*/captioner.safetensors"), None)
+        if path is None:
+            raise ValueError(f"{folder} holds neither a captioner nor {captions.name}: bring one of them")
         artifact, device = Artifact.load(path), choose_device("auto")
         asked = {split.name: split.pictures}
         seen = Features(split.data / "features"), Pictures(split.data / "pictures")

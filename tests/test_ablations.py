@@ -103,7 +103,11 @@ def test_captions_and_minutes_of_another_machine_are_enough(
             for folder in Path("work").glob(f"*/{left}"):
                 shutil.rmtree(folder)
         table(Path("work"), "tiny", ["self-critical"], "val")
-    assert capsys.readouterr().out == first
+        assert capsys.readouterr().out == first
+        with pytest.raises(
+            ValueError, match=r"attend-2 holds neither a captioner nor captions_val_\w{8}\.json: bring one"
+        ):
+            table(Path("work"), "tiny", ["self-critical"], "val", beam=2)
     assert first.count("\n| ") == 2, "the head and the row that was asked for"
 
 

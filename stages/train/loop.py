@@ -7,6 +7,7 @@ What is learned from is an objective (objectives.py); how far and how fast the w
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import math
 import signal
@@ -291,20 +292,15 @@ class Training:
         return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def unwrapped(method: Any) -> Any:
-    """What a decorator was put around; the method itself where it has none."""
-    return getattr(method, "__wrapped__", method)
-
-
 class Uncompiled(torch.optim.AdamW):
     """AdamW without what torch puts around its methods to keep torch.compile out of them: that loads the compiler, four
     seconds at every start, and no optimiser is compiled here."""
 
-    add_param_group = unwrapped(torch.optim.AdamW.add_param_group)
-    zero_grad = unwrapped(torch.optim.AdamW.zero_grad)
-    state_dict = unwrapped(torch.optim.AdamW.state_dict)
-    load_state_dict = unwrapped(torch.optim.AdamW.load_state_dict)
-    step = torch.no_grad()(unwrapped(torch.optim.AdamW.step))
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def generator(plan: Plan, number: int) -> np.random.Generator:
